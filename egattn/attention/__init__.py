@@ -1,0 +1,3 @@
+"""The attention operator: one public function, several implementations behind it."""
+
+from egattn.attention.api import entropy_attention as entropy_attention

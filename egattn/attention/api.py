@@ -1,0 +1,114 @@
+"""`entropy_attention`: checks its arguments, then hands them to one implementation."""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from egattn._spelling import unknown
+from egattn.attention import chunked, reference
+
+Implementation = Literal["reference", "chunked", "cudnn", "pallas_gpu", "pallas_tpu"]
+
+_IMPLEMENTATIONS = {"reference": reference.attend, "chunked": chunked.attend}
+
+
+def entropy_attention(
+    query: Float[Array, "_batch _length _heads _head_dim"],
+    key: Float[Array, "_batch _source _kv_heads _head_dim"],
+    value: Float[Array, "_batch _source _kv_heads _head_dim"],
+    temperature: Float[Array, "..."] | float | None = None,
+    scale: float | None = None,
+    causal: bool = True,
+    segment_ids: Int[Array, "_batch _length"] | None = None,
+    implementation: Implementation | None = None,
+) -> tuple[Float[Array, "_batch _length _heads _head_dim"], Float[Array, "_batch _heads _length"]]:
+    """Attention that returns the Shannon entropy of each of its rows, both differentiable.
+
+    Row i of a head attends with `a = softmax_j(scale * q_i . k_j / t_i)`; its entropy is
+    `E_i = -sum_j a_ij log a_ij`. A row that sees no key has output 0, entropy 0, gradient 0.
+
+    Args:
+      query: Queries [B, T, H, D], float32, bfloat16 or float16.
+      key: Keys [B, S, K, D]; K divides H (grouped-query attention).
+      value: Values [B, S, K, D].
+      temperature: Softmax temperature t > 0, broadcastable to [B, H, T], e.g. [H, T]; default 1.
+      scale: Factor of the scores; default `D ** -0.5`.
+      causal: Whether query i sees only keys j <= i + S - T (aligned at the end, as a cache needs).
+      segment_ids: Document of each position [B, T]; documents do not see each other and a
+        negative id marks padding. Needs S = T.
+      implementation: "reference" (dense), "chunked" (no T x T array) or None, which chooses.
+
+    Returns:
+      The output [B, T, H, D] in the query's dtype, and the entropy [B, H, T] in nats, float32.
+
+    Raises:
+      ValueError: If shapes disagree, a temperature is not positive, or a name is unknown.
+      NotImplementedError: If the named implementation is not available.
+
+    Reference:
+      Jha & Reagen, Entropy-Guided Attention for Private LLMs, arXiv 2501.03489, Appendix A.
+    """
+    query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
+    _check_shapes(query, key, value, segment_ids)
+    batch, length, heads, head_dim = query.shape
+    row_scale = jnp.asarray(head_dim**-0.5 if scale is None else scale, jnp.float32)
+    if temperature is not None:
+        row_scale = row_scale / _checked_temperature(temperature, (batch, heads, length))
+    row_scale = jnp.broadcast_to(row_scale, (batch, heads, length))
+    attend = _select(implementation)
+    return attend(query, key, value, row_scale, segment_ids, causal=causal)
+
+
+def _select(name: str | None):
+    # Chunked is never slower than the dense form and needs less memory: see docs/performance.md.
+    if name is None:
+        return chunked.attend
+    if name not in get_args(Implementation):
+        raise ValueError(unknown("implementation", name, get_args(Implementation)))
+    if name not in _IMPLEMENTATIONS:
+        raise NotImplementedError(
+            f"implementation {name!r} is not in this version; {', '.join(_IMPLEMENTATIONS)} are"
+        )
+    return _IMPLEMENTATIONS[name]
+
+
+def _checked_temperature(temperature, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    t = jnp.asarray(temperature, jnp.float32)
+    try:
+        fits = jnp.broadcast_shapes(t.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"temperature must broadcast to [B, H, T] = {shape}, got {t.shape}")
+    # Values are known only outside jit; inside, a learned log-temperature is positive by design.
+    if not isinstance(t, jax.core.Tracer) and not bool((t > 0).all()):
+        raise ValueError(f"temperature must be > 0, got a minimum of {float(t.min())}")
+    return t
+
+
+def _check_shapes(query: Array, key: Array, value: Array, segment_ids: Array | None) -> None:
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"{name} must be a floating [batch, length, heads, head_dim] array, "
+                f"got {x.dtype} {x.shape}"
+            )
+    if key.shape != value.shape:
+        raise ValueError(f"key and value must have one shape, got {key.shape} and {value.shape}")
+    if (query.shape[0], query.shape[3]) != (key.shape[0], key.shape[3]):
+        raise ValueError(
+            f"query and key must share batch and head_dim, got {query.shape} and {key.shape}"
+        )
+    if query.shape[2] % key.shape[2]:
+        raise ValueError(
+            f"key heads must divide query heads, got {key.shape[2]} and {query.shape[2]}"
+        )
+    if segment_ids is None:
+        return
+    if segment_ids.shape != query.shape[:2] or key.shape[1] != query.shape[1]:
+        raise ValueError(
+            f"segment_ids must be [batch, length] = {query.shape[:2]} with as many keys as "
+            f"queries, got {segment_ids.shape} and {key.shape[1]} keys"
+        )

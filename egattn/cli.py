@@ -1,0 +1,117 @@
+"""The `egattn` command: one subcommand per program; bad input is one line and exit status 2."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from egattn._spelling import unknown
+
+
+def prepare(args: Sequence[str]) -> None:
+    """Turns text into tokenised, checksummed shards."""
+    from egattn.data import PrepareConfig, prepare
+
+    prepare(_parse("prepare", PrepareConfig, args))
+
+
+def train(args: Sequence[str]) -> None:
+    """Trains a decoder, or goes on where a run stopped."""
+    from egattn.train import train
+
+    train(_train_config(args))
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Evaluates a checkpoint on the validation split."""
+    from egattn.train import EvaluateConfig
+    from egattn.train.evaluate import describe, evaluate, to_json
+
+    config = _parse("evaluate", EvaluateConfig, args)
+    values = evaluate(config)
+    print(to_json(values) if config.json else describe(values))
+
+
+def report(args: Sequence[str]) -> None:
+    """Draws figures and an HTML page from runs."""
+    from egattn.report import ReportConfig, summary_lines, write_report
+
+    config = _parse("report", ReportConfig, args)
+    path = write_report(config)
+    print("\n".join([*summary_lines(config.runs), f"report: {path}"]))
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "prepare": prepare,
+    "train": train,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line; exits with 2 on bad input and 1 on a training that diverged."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: egattn COMMAND [OPTIONS]; egattn COMMAND --help lists the options\n")
+        print("\n".join(f"  {name:10s} {run.__doc__}" for name, run in _COMMANDS.items()))
+        return
+    command, *rest = args
+    try:
+        if command not in _COMMANDS:
+            raise ValueError(unknown("command", command, _COMMANDS))
+        _COMMANDS[command](rest)
+    except (ValueError, OSError, NotImplementedError, FloatingPointError) as error:
+        if os.environ.get("EGATTN_TRACEBACK"):
+            raise
+        line = " ".join(str(error).split())
+        print(f"egattn {command}: {line}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, FloatingPointError) else 2)
+
+
+def _train_config(args: Sequence[str]):
+    """Parses `egattn train`: the preset and the data decide what the other defaults are."""
+    from egattn.data import load_manifest
+    from egattn.train import TrainConfig
+
+    first = argparse.ArgumentParser(prog="egattn train", add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="sm_ln_g")
+    first.add_argument("--data", type=Path, default=TrainConfig.data)
+    known, rest = first.parse_known_args(args)
+    fields: dict[str, Any] = {}
+    if not {"-h", "--help"} & set(args):
+        manifest = load_manifest(known.data, verify=False)
+        fields = {"vocab_size": manifest.vocab_size, "context_length": manifest.context_length}
+    default = TrainConfig.preset_defaults(known.preset, Path("run"), **fields)
+    return _parse("train", TrainConfig, rest, dataclasses.replace(default, data=known.data))
+
+
+def _parse(command: str, kind: type, args: Sequence[str], default: Any = None) -> Any:
+    """Parses a dataclass; an option that does not exist is an error naming the nearest one."""
+    import tyro
+
+    kwargs = {} if default is None else {"default": default}
+    config, rest = tyro.cli(
+        kind,
+        prog=f"egattn {command}",
+        description=kind.__doc__,
+        args=list(args),
+        return_unknown_args=True,
+        **kwargs,
+    )
+    if rest:
+        raise ValueError(unknown("argument", rest[0], _options(kind)))
+    return config
+
+
+def _options(kind: type, prefix: str = "--") -> list[str]:
+    """Names of a config's options, nested ones included."""
+    names = []
+    for field in dataclasses.fields(kind):
+        name = prefix + field.name.replace("_", "-")
+        nested = isinstance(field.type, type) and dataclasses.is_dataclass(field.type)
+        names += _options(field.type, name + ".") if nested else [name]
+    return names

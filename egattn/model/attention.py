@@ -1,0 +1,114 @@
+"""The attention layer: projections, learnable temperature, output and entropy."""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from egattn.attention import entropy_attention
+from egattn.attention.api import Implementation
+from egattn.model.config import DType, Matrix, Reparam
+from egattn.model.linear import Linear
+
+
+class EntropyAttention(nn.Module):
+    """Multi-head self-attention that returns its entropy, with a temperature per head and query.
+
+    The parameter is the log of the temperature, so a temperature is positive whatever the
+    optimiser does. It folds into the query row's scale and costs no extra pass.
+
+    Reference:
+      Jha & Reagen, arXiv 2501.03489, Appendix A.
+    """
+
+    num_heads: int
+    """Query heads H; must divide the input's width d."""
+    num_kv_heads: int | None = None
+    """Key and value heads; None means H."""
+    context_length: int | None = None
+    """Most positions accepted; needed with a temperature, which has one entry per position."""
+    temperature: float | None = None
+    """Initial temperature; None means no learnable temperature."""
+    causal: bool = True
+    """Whether positions see only the past."""
+    biases: tuple[Matrix, ...] = ("q", "k")
+    """Which of the projections have a bias."""
+    weight_reparam: Reparam = "none"
+    """Parametrisation of `reparam_matrices`."""
+    reparam_matrices: tuple[Matrix, ...] = ()
+    """Which of the projections are reparametrised."""
+    init_std: float = 0.02
+    """Standard deviation of the initial matrices."""
+    output_init_std: float | None = None
+    """The same for the output projection; None means `init_std`."""
+    dtype: DType = "float32"
+    """Precision of the matrix products."""
+    implementation: Implementation | None = None
+    """Attention implementation; None chooses."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length width"],
+        segment_ids: Int[Array, "batch length"] | None = None,
+    ) -> tuple[Float[Array, "batch length width"], Float[Array, "batch heads length"]]:
+        """Attends within x.
+
+        Args:
+          x: Inputs [B, T, d].
+          segment_ids: Document of each position, see `entropy_attention`.
+
+        Returns:
+          The output [B, T, d] in `dtype` and the entropy [B, H, T] in nats, float32.
+
+        Raises:
+          ValueError: If H does not divide d or T exceeds the context length.
+        """
+        batch, length, width = x.shape
+        if width % self.num_heads:
+            raise ValueError(f"num_heads must divide the width, got {self.num_heads} and {width}")
+        if self.context_length is not None and length > self.context_length:
+            raise ValueError(f"expected at most {self.context_length} positions, got {length}")
+        head_dim = width // self.num_heads
+        kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+        q = self._project("q", self.num_heads * head_dim, x).reshape(batch, length, -1, head_dim)
+        k = self._project("k", kv_heads * head_dim, x).reshape(batch, length, -1, head_dim)
+        v = self._project("v", kv_heads * head_dim, x).reshape(batch, length, -1, head_dim)
+        out, entropy = entropy_attention(
+            q,
+            k,
+            v,
+            self._temperature(length),
+            causal=self.causal,
+            segment_ids=segment_ids,
+            implementation=self.implementation,
+        )
+        return self._project("o", width, out.reshape(batch, length, -1)), entropy
+
+    def _project(self, matrix: Matrix, features: int, x: Array) -> Array:
+        std = self.init_std
+        if matrix == "o" and self.output_init_std is not None:
+            std = self.output_init_std
+        return Linear(
+            features,
+            use_bias=matrix in self.biases,
+            reparam=self.weight_reparam if matrix in self.reparam_matrices else "none",
+            init_std=std,
+            dtype=self.dtype,
+            name=matrix,
+        )(x)
+
+    def _temperature(self, length: int) -> Float[Array, "heads length"] | None:
+        if self.temperature is None:
+            return None
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+        if self.context_length is None:
+            raise ValueError("a learnable temperature needs context_length, got None")
+        log_temperature = self.param(
+            "log_temperature",
+            nn.initializers.constant(math.log(self.temperature)),
+            (self.num_heads, self.context_length),
+        )
+        return jnp.exp(log_temperature[:, :length])

@@ -1,0 +1,98 @@
+"""The mesh and the one table that says how parameters and batches are split over it."""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from egattn._spelling import unknown
+
+AXES = ("replica", "fsdp", "tensor")
+BATCH = ("replica", "fsdp")
+"""Mesh axes that split the batch."""
+
+# Logical axis -> mesh axis.
+_LOGICAL = {"vocab": "tensor", "heads": "tensor", "ffn": "tensor", "embed": "fsdp"}
+
+# Path of a parameter -> logical names of its last axes; the layer axis in front is never split.
+# The optimiser's moments carry their parameter's path as a suffix and follow it.
+_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"token_embedding/embedding$", ("vocab", "embed")),
+    (r"position_embedding/embedding$", (None, "embed")),
+    (r"\bhead$", ("vocab", "embed")),
+    (r"attention/[qkv]/kernel$", ("embed", "heads")),
+    (r"attention/o/kernel$", ("heads", "embed")),
+    (r"feed_forward/up/kernel$", ("embed", "ffn")),
+    (r"feed_forward/down/kernel$", ("ffn", "embed")),
+    (r"feed_forward/fused/kernel$", ("embed", "ffn")),
+)
+
+
+def make_mesh(spec: str | None = None) -> Mesh:
+    """Makes the mesh (replica, fsdp, tensor) over all devices.
+
+    Args:
+      spec: For example "replica=2,fsdp=4"; axes left out have size 1. None puts all devices on
+        `replica`.
+
+    Raises:
+      ValueError: If an axis is unknown or the sizes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    sizes = dict.fromkeys(AXES, 1)
+    if spec is None:
+        sizes["replica"] = devices
+    else:
+        for item in spec.split(","):
+            name, _, size = item.strip().partition("=")
+            if name not in AXES:
+                raise ValueError(unknown("mesh axis", name, AXES))
+            if not size.isdigit() or int(size) < 1:
+                raise ValueError(f"mesh axis {name!r} needs a positive size, got {size!r}")
+            sizes[name] = int(size)
+    product = sizes["replica"] * sizes["fsdp"] * sizes["tensor"]
+    if product != devices:
+        raise ValueError(f"mesh {spec!r} has {product} devices, expected {devices}")
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_batch(mesh: Mesh, sequences: int) -> None:
+    """Raises ValueError unless `sequences` divide evenly over the mesh's batch axes."""
+    shards = mesh.shape["replica"] * mesh.shape["fsdp"]
+    if sequences % shards:
+        raise ValueError(
+            f"sequences per microbatch must be divisible by replica x fsdp = {shards}, "
+            f"got {sequences}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds everything."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain_batch(mesh: Mesh, x: jax.Array) -> jax.Array:
+    """Tells the partitioner that only axis 0 of an activation is split, as the batch is."""
+    spec = PartitionSpec(BATCH, *[None] * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
+    """Sharding of each leaf of a train state (or of parameters alone), by `_RULES`.
+
+    An axis whose length the mesh does not divide stays whole.
+    """
+
+    def leaf(path, x):
+        name = "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+        axes = next((axes for rule, axes in _RULES if re.search(rule, name)), ())
+        if len(x.shape) < len(axes):
+            axes = ()
+        spec = [None] * (len(x.shape) - len(axes))
+        for logical, length in zip(axes, x.shape[len(spec) :], strict=True):
+            axis = _LOGICAL.get(logical or "")
+            spec.append(axis if axis and length % mesh.shape[axis] == 0 else None)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract_state)

@@ -1,0 +1,110 @@
+"""Next-token cross entropy that never holds all logits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+# Rows of logits in memory at a time: enough for the matrix units, 200 MB at a 50 K vocabulary.
+_BLOCK_ROWS = 1024
+
+
+def cross_entropy(
+    hidden: Float[Array, "batch length width"],
+    head: Float[Array, "padded_vocab width"],
+    targets: Int[Array, "batch length"],
+    weights: Float[Array, "batch length"],
+    vocab_size: int,
+) -> Float[Array, ""]:
+    """Sum of weighted next-token cross entropies, float32, nats.
+
+    Works through blocks of positions. When differentiated, each block's gradient is formed while
+    its logits exist, so the backward pass is one scaling and no logits are stored or recomputed.
+
+    Args:
+      hidden: Inputs of the vocabulary projection.
+      head: Matrix of the vocabulary projection.
+      targets: Next tokens, each in [0, vocab_size).
+      weights: Weight of each position, e.g. 0 for padding.
+      vocab_size: Number of real tokens; the head's later rows are padding and get no probability.
+
+    Returns:
+      `sum weights * (logsumexp(logits) - logits[target])`.
+    """
+    return _cross_entropy(vocab_size, hidden, head, targets, weights)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(vocab_size, hidden, head, targets, weights):
+    head = head.astype(hidden.dtype)
+
+    def block(total, inputs):
+        h, y, w = inputs
+        _, nll = _logits(vocab_size, h, head, y)
+        return total + jnp.sum(w * nll), None
+
+    total, _ = jax.lax.scan(block, jnp.float32(0), _blocks(hidden, targets, weights))
+    return total
+
+
+def _cross_entropy_fwd(vocab_size, hidden, head, targets, weights):
+    cast = head.astype(hidden.dtype)
+
+    def block(carry, inputs):
+        total, dhead = carry
+        h, y, w = inputs
+        logits, nll = _logits(vocab_size, h, cast, y)
+        row = jnp.take_along_axis(logits, y[..., None], -1) + nll[..., None]
+        p = jnp.exp(logits - row)
+        onehot = jnp.arange(logits.shape[-1]) == y[..., None]
+        dlogits = ((p - onehot) * w[..., None]).astype(h.dtype)
+        dh = _dot("btv,vd->btd", dlogits, cast)
+        dhead += _dot("btv,btd->vd", dlogits, h)
+        return (total + jnp.sum(w * nll), dhead), (dh.astype(h.dtype), nll)
+
+    init = (jnp.float32(0), jnp.zeros(head.shape, jnp.float32))
+    blocks = _blocks(hidden, targets, weights)
+    (total, dhead), (dhidden, nll) = jax.lax.scan(block, init, blocks)
+    dhidden, nll = (_unblock(x, hidden.shape[1]) for x in (dhidden, nll))
+    return total, (dhidden, dhead.astype(head.dtype), nll)
+
+
+def _cross_entropy_bwd(vocab_size, residuals, cotangent):
+    dhidden, dhead, nll = ((x * cotangent).astype(x.dtype) for x in residuals)
+    return dhidden, dhead, np.zeros(nll.shape, jax.dtypes.float0), nll
+
+
+_cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+
+
+def _logits(vocab_size: int, h, head, y):
+    """Logits [B, t, padded V] with padding at -inf, and the cross entropy [B, t]."""
+    logits = _dot("btd,vd->btv", h, head)
+    logits = jnp.where(jnp.arange(head.shape[0]) < vocab_size, logits, -jnp.inf)
+    target = jnp.take_along_axis(logits, y[..., None], -1)[..., 0]
+    return logits, jax.nn.logsumexp(logits, -1) - target
+
+
+def _dot(subscripts: str, x, y):
+    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
+
+
+def _blocks(*arrays):
+    """Cuts [B, T, ...] along T into [n, B, t, ...], zero-padded, so that a batch stays sharded."""
+    batch, length = arrays[0].shape[:2]
+    # At least two blocks, whatever the batch: all logits at once are never needed.
+    size = max(1, min(_BLOCK_ROWS // batch, -(-length // 2)))
+    count = -(-length // size)
+
+    def cut(x):
+        x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+
+    return tuple(cut(x) for x in arrays)
+
+
+def _unblock(x, length: int):
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

@@ -1,0 +1,185 @@
+"""Evaluation: loss, perplexity, bits per byte and attention entropy of a split."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from jax.sharding import Mesh
+
+from egattn.data import Manifest, evaluation_batches, load_manifest, token_bytes
+from egattn.entropy import entropy_summary, range_shares
+from egattn.model import Decoder
+from egattn.model.linear import SPECTRAL
+from egattn.sharding import check_batch, make_mesh
+from egattn.train.checkpoints import Checkpoints
+from egattn.train.config import TrainConfig, from_json
+from egattn.train.step import TrainState, batch_sharding, make_eval_step
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluates a checkpoint on the whole validation split."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    step: int | None = None
+    """Checkpoint to evaluate; default: the newest."""
+    data: Path | None = None
+    """Directory written by `egattn prepare`; default: the one the run was trained on."""
+    windows: int | None = None
+    """Windows to evaluate; default: all."""
+    mesh: str | None = None
+    """Devices per mesh axis, e.g. replica=2,fsdp=4; default: all on replica."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+class Evaluator:
+    """Evaluates states of one run on its validation split."""
+
+    def __init__(self, config: TrainConfig, manifest: Manifest, mesh: Mesh):
+        self._config, self._manifest, self._mesh = config, manifest, mesh
+        self._step = make_eval_step(config, mesh)
+        self._bytes = token_bytes(config.data)
+
+    def __call__(self, state: TrainState, windows: int | None = None) -> dict[str, Any]:
+        """Returns the means over the split.
+
+        Args:
+          state: The train state.
+          windows: Only this many windows, from the start of the split; None takes all.
+
+        Returns:
+          `loss` (nats per token), `perplexity`, `bits_per_byte`, `windows`, `head_entropy` [L, H]
+          (nats) and `nonfinite` [L] (rows whose entropy is not finite).
+        """
+        c = self._config
+        batches = evaluation_batches(
+            c.data,
+            self._manifest,
+            batch_size=c.batch_size // c.accumulation,
+            context_length=c.model.context_length,
+            max_windows=windows,
+        )
+        sharding = batch_sharding(self._mesh)
+        totals, target_bytes = [], 0
+        for tokens, weights in batches:
+            arrays = (
+                jax.make_array_from_callback((1, *x.shape), sharding, lambda i, x=x[None]: x[i])
+                for x in (tokens, weights)
+            )
+            totals.append(self._step(state, *arrays))
+            target_bytes += int((self._bytes[tokens[:, 1:]].sum(1) * weights).sum())
+        # Summed on the host in float64: a split has more tokens than float32 can count.
+        sums = jax.tree.map(lambda *x: np.sum(np.stack(x), 0, np.float64), *jax.device_get(totals))
+        loss = float(sums["nll"] / (sums["sequences"] * c.model.context_length))
+        return {
+            "loss": loss,
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "bits_per_byte": float(sums["nll"] / math.log(2) / max(target_bytes, 1)),
+            "windows": int(sums["sequences"]),
+            "head_entropy": sums["entropy"] / sums["sequences"],
+            "nonfinite": sums["nonfinite"].astype(int),
+        }
+
+
+def read_run(run: Path) -> TrainConfig:
+    """Returns the config of a run directory.
+
+    Raises:
+      FileNotFoundError: If it is not a run directory.
+      ValueError: If its config is not one this version wrote.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} is not a run directory: it has no config.json")
+    return dataclasses.replace(from_json(path.read_text(encoding="utf-8")), run=run)
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluates a checkpoint on its validation split.
+
+    Returns:
+      What `Evaluator` returns, as plain lists and numbers, and `run`, `step`, `range_shares` [4]
+      and `row_quantiles` [3, L, H]: 5, 50 and 95 % quantiles of the rows' entropy over the split's
+      first batch.
+
+    Raises:
+      FileNotFoundError: If the run or the checkpoint is missing.
+      ValueError: If the data or the mesh do not fit the run.
+    """
+    run = read_run(config.run)
+    if config.data is not None:
+        run = dataclasses.replace(run, data=config.data)
+    manifest = load_manifest(run.data)
+    check_data(run, manifest)
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, run.batch_size // run.accumulation)
+    with Checkpoints(run, mesh, read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(config.step)
+    values = Evaluator(run, manifest, mesh)(state, config.windows)
+    values["range_shares"] = range_shares(values["head_entropy"])
+    values["row_quantiles"] = _row_quantiles(run, manifest, state)
+    plain = {name: np.asarray(value).tolist() for name, value in values.items()}
+    return {"run": str(config.run), "step": int(state.step), **plain}
+
+
+def check_data(config: TrainConfig, manifest: Manifest) -> None:
+    """Raises ValueError unless the data's windows and tokens are those of the model."""
+    if config.model.context_length > manifest.context_length:
+        raise ValueError(
+            f"context_length {config.model.context_length} is longer than the windows in "
+            f"{config.data}: at most {manifest.context_length}"
+        )
+    if config.model.vocab_size != manifest.vocab_size:
+        raise ValueError(
+            f"vocab_size must be that of the data's tokenizer in {config.data}, "
+            f"{manifest.vocab_size}, got {config.model.vocab_size}"
+        )
+
+
+def _row_quantiles(config: TrainConfig, manifest: Manifest, state: TrainState):
+    batches = evaluation_batches(
+        config.data,
+        manifest,
+        batch_size=config.batch_size // config.accumulation,
+        context_length=config.model.context_length,
+    )
+    tokens, weights = next(batches)
+    variables = {"params": state.params, SPECTRAL: state.spectral}
+
+    @jax.jit
+    def quantiles(variables, tokens):
+        features = Decoder(config.model).apply(variables, tokens, method="features")
+        return entropy_summary(features.entropy).quantiles  # pyright: ignore
+
+    return quantiles(variables, tokens[weights > 0, :-1])
+
+
+def describe(values: dict[str, Any]) -> str:
+    """Formats what `evaluate` returns for people."""
+    heads = np.asarray(values["head_entropy"])
+    low, mid, high = np.asarray(values["row_quantiles"]).mean(2).round(2)
+    shares = " ".join(f"{share:.0%}" for share in values["range_shares"])
+    lines = [
+        f"{values['run']} step {values['step']}, {values['windows']} validation windows",
+        f"loss {values['loss']:.4f} nats/token   perplexity {values['perplexity']:.3f}   "
+        f"bits/byte {values['bits_per_byte']:.4f}",
+        f"heads per entropy range (0 to the largest, {heads.max():.2f} nats): {shares}",
+        "layer  mean entropy  rows at 5/50/95 %  heads",
+    ]
+    for layer, row in enumerate(heads):
+        rows = f"{low[layer]:.2f}/{mid[layer]:.2f}/{high[layer]:.2f}"
+        each = " ".join(f"{value:.2f}" for value in row)
+        lines.append(f"{layer:5d}  {row.mean():12.3f}  {rows:>17s}  {each}")
+    return "\n".join(lines)
+
+
+def to_json(values: dict[str, Any]) -> str:
+    """Formats what `evaluate` returns as one line of JSON; what is not finite becomes null."""
+    return json.dumps(values)

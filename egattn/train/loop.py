@@ -1,0 +1,188 @@
+"""The training loop: read top-down from `train`."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import math
+import os
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from egattn.data import batches, load_manifest
+from egattn.entropy import max_entropy
+from egattn.model.learned import learned_values
+from egattn.optimizer import make_schedule
+from egattn.sharding import check_batch, make_mesh
+from egattn.train.checkpoints import Checkpoints
+from egattn.train.config import TrainConfig, differences, from_json, to_json
+from egattn.train.console import Display
+from egattn.train.evaluate import Evaluator, check_data
+from egattn.train.flops import utilisation
+from egattn.train.records import Records
+from egattn.train.step import TrainState, batch_sharding, init_state, make_train_step
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains, or goes on training, the run that `config` describes.
+
+    Returns:
+      The last evaluation, see `Evaluator`.
+
+    Raises:
+      ValueError: If config, data, devices or the run directory do not fit together; nothing has
+        been written then.
+      FloatingPointError: If loss or entropy stop being finite.
+    """
+    manifest = load_manifest(config.data)
+    check_data(config, manifest)
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.batch_size // config.accumulation)
+    _claim(config)
+    with Checkpoints(config, mesh) as checkpoints:
+        first = checkpoints.latest or 0
+        state = checkpoints.restore()[0] if first else init_state(config, mesh)
+        ceiling = float(max_entropy(config.model.context_length))
+        with Records(config.run, ceiling, first) as records, Display(config) as display:
+            display.header(state, mesh, first)
+            records.start(**_environment(config, mesh, state))
+            source = batches(
+                config.data,
+                manifest,
+                "train",
+                batch_size=config.batch_size,
+                context_length=config.model.context_length,
+                seed=config.seed,
+                start_index=first * config.batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            evaluator = Evaluator(config, manifest, mesh)
+            loop = _Loop(config, mesh, checkpoints, records, display, evaluator)
+            return loop.run(state, source, first)
+
+
+@dataclasses.dataclass
+class _Loop:
+    config: TrainConfig
+    mesh: Mesh
+    checkpoints: Checkpoints
+    records: Records
+    display: Display
+    evaluator: Evaluator
+
+    def run(self, state: TrainState, source, first: int) -> dict[str, Any]:
+        """Steps from `first` to the end.
+
+        A step's metrics are read only after the next step is under way, so that the device never
+        waits for the host; but always before the step is saved or evaluated.
+        """
+        c = self.config
+        step_fn = make_train_step(c, self.mesh)
+        self._clock, self._logged, self._pending = time.perf_counter(), first, None
+        for step in range(first + 1, c.steps + 1):
+            state, metrics = step_fn(state, self._device_batch(next(source)))
+            self._check()
+            self._pending = (step, metrics)
+            last = step == c.steps
+            if step % c.checkpoint_every == 0 or last:
+                self._check()
+                self.checkpoints.save(step, state)
+            if step % c.evaluate_every == 0 and not last:
+                self._evaluate(step, state, c.evaluate_windows)
+        return self._evaluate(c.steps, state, None)
+
+    def _device_batch(self, rows: np.ndarray) -> jax.Array:
+        c = self.config
+        local = rows.reshape(c.accumulation, -1, rows.shape[-1])
+        shape = (c.accumulation, c.batch_size // c.accumulation, rows.shape[-1])
+        return jax.make_array_from_process_local_data(batch_sharding(self.mesh), local, shape)
+
+    def _check(self) -> None:
+        """Reads the pending step's metrics: stops if they are not finite, logs when due."""
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        metrics = jax.device_get(metrics)
+        if not math.isfinite(metrics["loss"]) or metrics["nonfinite"].any():
+            self._log(step, metrics)
+            raise FloatingPointError(_diagnosis(step, metrics, self.checkpoints))
+        if step % self.config.log_every == 0 or step == self.config.steps:
+            self._log(step, metrics)
+
+    def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
+        c, now = self.config, time.perf_counter()
+        tokens = (step - self._logged) * c.batch_size * c.model.context_length
+        rate = tokens / (now - self._clock)
+        self._clock, self._logged = now, step
+        values = {k: v if v.ndim else float(v) for k, v in metrics.items()}
+        values["learning_rate"] = float(make_schedule(c.optimizer, c.steps)(step - 1))
+        values["tokens_per_second"] = rate
+        values["mfu"] = utilisation(c.model, rate)
+        self.records.train(step, values)
+        self.display.train(step, values["loss"], rate)
+
+    def _evaluate(self, step: int, state: TrainState, windows: int | None) -> dict[str, Any]:
+        self._check()
+        paused = time.perf_counter()
+        values = self.evaluator(state, windows)
+        self.records.validation(step, values, jax.device_get(learned_values(state.params)))
+        self.display.validation(step, values)
+        # Training speed does not count the time spent here.
+        self._clock += time.perf_counter() - paused
+        return values
+
+
+def _diagnosis(step: int, metrics: dict[str, np.ndarray], checkpoints: Checkpoints) -> str:
+    bad = ~np.isfinite(metrics["head_entropy"])
+    where = "; ".join(
+        f"layer {layer} heads {', '.join(map(str, np.flatnonzero(row)))} "
+        f"({metrics['nonfinite'][layer]} rows)"
+        for layer, row in enumerate(bad)
+        if row.any()
+    )
+    good = checkpoints.latest
+    saved = f"{checkpoints.directory / str(good)}" if good else "none"
+    return (
+        f"training stopped at step {step}: loss is {metrics['loss']}, attention entropy "
+        f"{'is not finite in ' + where if where else 'is finite'}; last good checkpoint: {saved}"
+    )
+
+
+def _claim(config: TrainConfig) -> None:
+    """Makes the run directory, or checks that it holds this same run."""
+    path = config.run / "config.json"
+    if path.is_file():
+        differ = differences(from_json(path.read_text(encoding="utf-8")), config)
+        if differ:
+            raise ValueError(f"{config.run} holds another run: {'; '.join(differ)}")
+        return
+    if config.run.exists() and (not config.run.is_dir() or any(config.run.iterdir())):
+        raise ValueError(f"{config.run} exists and is not a run directory")
+    config.run.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(to_json(config), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _environment(config: TrainConfig, mesh: Mesh, state: TrainState) -> dict[str, Any]:
+    packages = ("egattn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {name: _version(name) for name in packages},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "mesh": dict(mesh.shape),
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "tokens_per_step": config.batch_size * config.model.context_length,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,196 @@
+"""One optimiser step: cross entropy plus entropy penalty, accumulated exactly, over a mesh."""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PyTree
+
+from egattn.entropy import entropy_penalty, max_entropy
+from egattn.model import Decoder, DecoderFeatures
+from egattn.model.linear import SPECTRAL
+from egattn.optimizer import make_optimizer
+from egattn.sharding import BATCH, constrain_batch, replicated, state_sharding
+from egattn.train.config import PenaltyConfig, TrainConfig
+from egattn.train.cross_entropy import cross_entropy
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    spectral: PyTree
+    """Vectors of the spectral norm's power iteration; empty without it."""
+    opt_state: PyTree
+
+
+def init_state(config: TrainConfig, mesh: Mesh) -> TrainState:
+    """Returns the state before the first step, each leaf made where it will live."""
+    return jax.jit(lambda: _init(config), out_shardings=state_sharding(mesh, abstract(config)))()
+
+
+def abstract(config: TrainConfig) -> TrainState:
+    """Shapes and dtypes of the state."""
+    return jax.eval_shape(lambda: _init(config))
+
+
+def _init(config: TrainConfig) -> TrainState:
+    tokens = jnp.zeros((1, config.model.context_length), jnp.int32)
+    variables = dict(Decoder(config.model).init(jax.random.key(config.seed), tokens))
+    params = variables["params"]
+    opt_state = make_optimizer(config.optimizer, config.steps).init(params)
+    return TrainState(jnp.int32(0), params, variables.get(SPECTRAL, {}), opt_state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of tokens [accumulation, B, T + 1]."""
+    return NamedSharding(mesh, PartitionSpec(None, BATCH))
+
+
+def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable:
+    """Returns the jitted `(state, tokens [accumulation, B, T + 1]) -> (state, metrics)`.
+
+    The state is donated. Metrics are device arrays: `loss` (cross entropy per token, nats),
+    `penalty` (before lambda), `gradient_norm`, `head_entropy` [L, H] (nats) and `nonfinite` [L]
+    (rows whose entropy is not finite); means and counts over the whole batch.
+    """
+    optimizer = make_optimizer(config.optimizer, config.steps)
+
+    def step(state: TrainState, tokens: Int[Array, "accumulation batch window"]):
+        grads, spectral, metrics = _gradients(config, mesh, state, tokens)
+        metrics["gradient_norm"] = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, spectral, opt_state), metrics
+
+    state = state_sharding(mesh, abstract(config))
+    return jax.jit(
+        step,
+        in_shardings=(state, batch_sharding(mesh)),
+        out_shardings=(state, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _gradients(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
+    """Gradient of the whole batch's objective: one division by the whole batch's token count."""
+    penalty, accumulation = config.penalty, tokens.shape[0]
+    predictions = tokens.shape[0] * tokens.shape[1] * (tokens.shape[2] - 1)
+    weight = penalty.weight * penalty_ramp(penalty, config.steps, state.step)
+    # "sum" adds up over the batch; the other reductions are means of equal microbatches.
+    share = 1.0 if penalty.reduction == "sum" else 1.0 / accumulation
+    batch_mean = None
+    if penalty.weight > 0 and penalty.reduction == "head" and accumulation > 1:
+        batch_mean = _batch_head_mean(config, mesh, state, tokens)
+
+    def objective(params, microbatch):
+        features, spectral = _features(config, mesh, params, state.spectral, microbatch)
+        weights = jnp.ones(microbatch[:, 1:].shape, jnp.float32)
+        nll = cross_entropy(
+            features.hidden, features.head, microbatch[:, 1:], weights, config.model.vocab_size
+        )
+        loss, cost = nll / predictions, jnp.float32(0)
+        if penalty.weight > 0:
+            entropy = _with_mean(features.entropy, batch_mean)
+            cost = share * _penalty(penalty, entropy, params["threshold"])
+        metrics = {
+            "loss": loss,
+            "penalty": cost,
+            "head_entropy": features.entropy.mean((1, 3)) / accumulation,
+            "nonfinite": jnp.sum(~jnp.isfinite(features.entropy), axis=(1, 2, 3)),
+        }
+        return loss + weight * cost, (metrics, spectral)
+
+    gradient = jax.grad(objective, has_aux=True)
+    if accumulation == 1:
+        grads, (metrics, spectral) = gradient(state.params, tokens[0])
+        return grads, spectral, metrics
+
+    def accumulate(total, microbatch):
+        grads, (metrics, spectral) = gradient(state.params, microbatch)
+        return jax.tree.map(jnp.add, total, (grads, metrics)), spectral
+
+    shapes = jax.eval_shape(gradient, state.params, tokens[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][0]))
+    (grads, metrics), spectral = jax.lax.scan(accumulate, zeros, tokens)
+    # The power iteration reads only the matrices: every microbatch made the same vectors.
+    return grads, jax.tree.map(lambda x: x[-1], spectral), metrics
+
+
+def _features(
+    config: TrainConfig, mesh: Mesh, params, spectral, tokens
+) -> tuple[DecoderFeatures, PyTree]:
+    features, updated = Decoder(config.model).apply(
+        {"params": params, SPECTRAL: spectral},
+        tokens[:, :-1],
+        method="features",
+        mutable=[SPECTRAL],
+    )
+    # Without the constraint XLA's partitioner may split the cotangent of a fused, norm-free net over
+    # `tensor` and then gets gradients wrong by a factor, silently (jax 0.10.2 and 0.12.0.1).
+    hidden = constrain_batch(mesh, features.hidden)
+    return features._replace(hidden=hidden), updated.get(SPECTRAL, {})
+
+
+def penalty_ramp(config: PenaltyConfig, steps: int, step) -> Float[Array, ""]:
+    """Share of lambda in force at a step: 0 at the start of its warm-up, then 1."""
+    return jnp.minimum(1.0, step / max(1.0, config.warmup * steps)) if config.warmup else 1.0
+
+
+def _penalty(config: PenaltyConfig, entropy, threshold) -> Float[Array, ""]:
+    ceiling = max_entropy(entropy.shape[-1], causal=True, per_row=config.ceiling == "row")
+    return entropy_penalty(
+        entropy, threshold, ceiling, config.tolerance, config.kind, config.reduction
+    )
+
+
+def _batch_head_mean(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
+    """Head means [L, H] of the whole batch, from a forward pass of its own.
+
+    A penalty of the batch's mean is not a mean of the microbatches' penalties.
+    """
+
+    def one(microbatch):
+        features, _ = _features(config, mesh, state.params, state.spectral, microbatch)
+        return features.entropy.mean((1, 3))
+
+    return jax.lax.map(one, tokens).mean(0)
+
+
+def _with_mean(entropy, mean):
+    """Shifts each head's entropies to have the given mean, with the gradient of their own mean."""
+    if mean is None:
+        return entropy
+    shift = mean - entropy.mean((1, 3))
+    return entropy + jax.lax.stop_gradient(shift)[:, None, :, None]
+
+
+def make_eval_step(config: TrainConfig, mesh: Mesh) -> Callable:
+    """Returns the jitted `(state, tokens [1, B, T + 1], weights [1, B]) -> sums`.
+
+    Sums are weighted over sequences: `nll` (nats), `sequences`, `entropy` [L, H] (of sequences'
+    head means) and `nonfinite` [L].
+    """
+
+    def step(state: TrainState, tokens, weights):
+        features, _ = _features(config, mesh, state.params, state.spectral, tokens[0])
+        targets, w = tokens[0, :, 1:], weights[0]
+        per_position = jnp.broadcast_to(w[:, None], targets.shape)
+        nll = cross_entropy(
+            features.hidden, features.head, targets, per_position, config.model.vocab_size
+        )
+        bad = ~jnp.isfinite(features.entropy) & (w > 0)[:, None, None]
+        return {
+            "nll": nll,
+            "sequences": w.sum(),
+            "entropy": jnp.einsum("lbht,b->lh", features.entropy, w) / targets.shape[1],
+            "nonfinite": bad.sum((1, 2, 3)),
+        }
+
+    state, batch = state_sharding(mesh, abstract(config)), batch_sharding(mesh)
+    return jax.jit(step, in_shardings=(state, batch, batch), out_shardings=replicated(mesh))
