@@ -1,7 +1,11 @@
 """The `egattn` command: one subcommand per program; bad input is one line and exit status 2."""
 
 import argparse
+import contextlib
 import dataclasses
+import io
+import itertools
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -60,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(f"  {name:10s} {run.__doc__}" for name, run in _COMMANDS.items()))
         return
     command, *rest = args
+    # Orbax announces its defaults as warnings.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         if command not in _COMMANDS:
             raise ValueError(unknown("command", command, _COMMANDS))
@@ -74,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _train_config(args: Sequence[str]):
     """Parses `egattn train`: the preset and the data decide what the other defaults are."""
+    import tyro
+
     from egattn.data import load_manifest
     from egattn.train import TrainConfig
 
@@ -85,7 +93,7 @@ def _train_config(args: Sequence[str]):
     if not {"-h", "--help"} & set(args):
         manifest = load_manifest(known.data, verify=False)
         fields = {"vocab_size": manifest.vocab_size, "context_length": manifest.context_length}
-    default = TrainConfig.preset_defaults(known.preset, Path("run"), **fields)
+    default = TrainConfig.preset_defaults(known.preset, tyro.MISSING, **fields)
     return _parse("train", TrainConfig, rest, dataclasses.replace(default, data=known.data))
 
 
@@ -94,17 +102,26 @@ def _parse(command: str, kind: type, args: Sequence[str], default: Any = None) -
     import tyro
 
     kwargs = {} if default is None else {"default": default}
-    config, rest = tyro.cli(
-        kind,
-        prog=f"egattn {command}",
-        description=kind.__doc__,
-        args=list(args),
-        return_unknown_args=True,
-        **kwargs,
-    )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config, rest = tyro.cli(
+                kind, prog=f"egattn {command}", args=args, return_unknown_args=True, **kwargs
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise ValueError(_one_line(complaint.getvalue())) from None
+        raise
     if rest:
         raise ValueError(unknown("argument", rest[0], _options(kind)))
     return config
+
+
+def _one_line(box: str) -> str:
+    """The message of a boxed, wrapped error: what stands between its border and its first rule."""
+    rows = [row.strip("│ ") for row in box.splitlines() if not row.startswith("╭")]
+    message = itertools.takewhile(lambda row: not row.startswith(("─", "╰")), rows)
+    return " ".join(message)
 
 
 def _options(kind: type, prefix: str = "--") -> list[str]:

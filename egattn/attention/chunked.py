@@ -26,8 +26,13 @@ _KEY_BLOCK = 512
 
 
 class _Blocks(NamedTuple):
-    """How T queries and S keys are cut: `queries` blocks of `query_size`, likewise keys."""
+    """How T queries and S keys are cut: `queries` blocks of `query_size`, likewise keys.
 
+    Query heads that share a key head are rows of one block, so that every product of a block is
+    one batched matrix product: R = group x query_size rows.
+    """
+
+    group: int
     length: int
     source: int
     queries: int
@@ -37,9 +42,10 @@ class _Blocks(NamedTuple):
     causal: bool
 
     @classmethod
-    def of(cls, length: int, source: int, causal: bool) -> "_Blocks":
+    def of(cls, group: int, length: int, source: int, causal: bool) -> "_Blocks":
         queries, keys = -(-length // _QUERY_BLOCK), -(-source // _KEY_BLOCK)
-        return cls(length, source, queries, -(-length // queries), keys, -(-source // keys), causal)
+        query_size, key_size = -(-length // queries), -(-source // keys)
+        return cls(group, length, source, queries, query_size, keys, key_size, causal)
 
     def keys_seen(self, i) -> Any:
         """Number of key blocks that query block i can see: a causal row skips the rest."""
@@ -68,8 +74,7 @@ def attend(
     """As `reference.attend`, without any [T, S] array in forward or backward."""
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
-    blocks = _Blocks.of(length, key.shape[1], causal)
-    # Heads before positions, so that every block product is one batched matrix product.
+    blocks = _Blocks.of(heads // kv_heads, length, key.shape[1], causal)
     q = jnp.moveaxis(query.reshape(batch, length, kv_heads, -1, head_dim), 1, 3)
     r = row_scale.reshape(batch, kv_heads, -1, length)
     k, v = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
@@ -107,8 +112,8 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _forward(blocks: _Blocks, q, k, v, r, segments):
-    q, r = (_split(x, 3, blocks.queries, blocks.query_size) for x in (q, r))
-    k, v = (_split(x, 2, blocks.keys, blocks.key_size) for x in (k, v))
+    q, r = (_split_rows(blocks, x) for x in (q, r))
+    k, v = (_split_keys(blocks, x) for x in (k, v))
 
     def query_block(i):
         def key_block(j, carry):
@@ -123,7 +128,7 @@ def _forward(blocks: _Blocks, q, k, v, r, segments):
             e = jnp.exp(x)
             weighted = keep * (weighted + shift * total) + jnp.where(mask, e * x, 0.0).sum(-1)
             total = keep * total + e.sum(-1)
-            out = keep[..., None] * out + _dot("bkgts,bksd->bkgtd", e.astype(v.dtype), v[j])
+            out = keep[..., None] * out + _dot("bkrs,bksd->bkrd", e.astype(v.dtype), v[j])
             return new_max, total, weighted, out
 
         row = jnp.zeros(r.shape[1:], jnp.float32)
@@ -135,15 +140,14 @@ def _forward(blocks: _Blocks, q, k, v, r, segments):
         entropy = jnp.log(total) - weighted / total
         return (out / total[..., None]).astype(q.dtype), entropy, logsumexp
 
-    results = _map(query_block, blocks.queries)
-    return tuple(_join(x, 3, blocks.length) for x in results)
+    return tuple(_join_rows(blocks, x) for x in _map(query_block, blocks.queries))
 
 
 def _backward(blocks: _Blocks, rows, k, v, segments):
     """Returns (sum_j ds_j k_j, dk, dv) in float32."""
-    rows = tuple(_split(x, 3, blocks.queries, blocks.query_size) for x in rows)
+    rows = tuple(_split_rows(blocks, x) for x in rows)
     q, r, dout, logsumexp, entropy, delta, dentropy = rows
-    k, v = (_split(x, 2, blocks.keys, blocks.key_size) for x in (k, v))
+    k, v = (_split_keys(blocks, x) for x in (k, v))
 
     def key_block(j, carry):
         du, dks, dvs = carry
@@ -151,16 +155,15 @@ def _backward(blocks: _Blocks, rows, k, v, segments):
         def query_block(i, carry):
             du, dk, dv = carry
             s, mask = _scores(blocks, q[i], r[i], k[j], segments, i, j)
-            log_p = s - logsumexp[i][..., None]
+            # A masked score may exceed the logsumexp by far: keep it out of exp and of 0 * log p.
+            log_p = jnp.where(mask, s - logsumexp[i][..., None], 0.0)
             p = jnp.where(mask, jnp.exp(log_p), 0.0)
-            dp = _dot("bkgtd,bksd->bkgts", dout[i], v[j]) - delta[i][..., None]
-            # A masked score may exceed the logsumexp by far: keep it out of 0 * log p.
-            log_p = jnp.where(mask, log_p, 0.0)
+            dp = _dot("bkrd,bksd->bkrs", dout[i], v[j]) - delta[i][..., None]
             ds = p * (dp - dentropy[i][..., None] * (log_p + entropy[i][..., None]))
             scaled = (ds * r[i][..., None]).astype(q.dtype)
-            du = du.at[i].add(_dot("bkgts,bksd->bkgtd", ds.astype(k.dtype), k[j]))
-            dk += _dot("bkgts,bkgtd->bksd", scaled, q[i])
-            dv += _dot("bkgts,bkgtd->bksd", p.astype(v.dtype), dout[i])
+            du = du.at[i].add(_dot("bkrs,bksd->bkrd", ds.astype(k.dtype), k[j]))
+            dk += _dot("bkrs,bkrd->bksd", scaled, q[i])
+            dv += _dot("bkrs,bkrd->bksd", p.astype(v.dtype), dout[i])
             return du, dk, dv
 
         zero = jnp.zeros(k.shape[1:], jnp.float32)
@@ -168,15 +171,16 @@ def _backward(blocks: _Blocks, rows, k, v, segments):
         du, dk, dv = _loop(first, blocks.queries, query_block, (du, zero, zero))
         return du, dks.at[j].set(dk), dvs.at[j].set(dv)
 
-    zeros = (jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    du, dk, dv = _loop(0, blocks.keys, key_block, tuple(zeros))
-    return _join(du, 3, blocks.length), _join(dk, 2, blocks.source), _join(dv, 2, blocks.source)
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+    du, dk, dv = _loop(0, blocks.keys, key_block, zeros)
+    return _join_rows(blocks, du), _join_keys(blocks, dk), _join_keys(blocks, dv)
 
 
 def _scores(blocks: _Blocks, q, r, k, segments, i, j):
-    """Scores [B, K, G, t, s] of query block i against key block j, and which of them count."""
-    s = _dot("bkgtd,bksd->bkgts", q, k) * r[..., None]
+    """Scores [B, K, R, s] of query block i against key block j, and which of them count."""
+    s = _dot("bkrd,bksd->bkrs", q, k) * r[..., None]
     query_positions = i * blocks.query_size + jnp.arange(blocks.query_size)
+    query_positions = jnp.tile(query_positions, blocks.group)
     key_positions = j * blocks.key_size + jnp.arange(blocks.key_size)
     query_segments = key_segments = None
     if segments is not None:
@@ -190,8 +194,7 @@ def _scores(blocks: _Blocks, q, r, k, segments, i, j):
         causal=blocks.causal,
         offset=blocks.source - blocks.length,
     )
-    mask &= key_positions < blocks.source
-    return s, mask[:, :, None]
+    return s, mask & (key_positions < blocks.source)
 
 
 def _dot(subscripts: str, x, y):
@@ -218,17 +221,35 @@ def _map(body, count: int):
     return jax.lax.map(body, jnp.arange(count))
 
 
-def _split(x, axis: int, count: int, size: int):
-    """Cuts an axis into `count` leading blocks of `size`, zero-padded at the end."""
-    pad = [(0, 0)] * x.ndim
-    pad[axis] = (0, count * size - x.shape[axis])
-    x = jnp.pad(x, pad)
-    x = x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis, 0)
+def _split_rows(blocks: _Blocks, x):
+    """[B, K, G, T, ...] -> [queries, B, K, R, ...], zero-padded at the end of T."""
+    batch, kv_heads, group, length, *rest = x.shape
+    pad = blocks.queries * blocks.query_size - length
+    x = jnp.pad(x, [(0, 0)] * 3 + [(0, pad)] + [(0, 0)] * len(rest))
+    x = x.reshape(batch, kv_heads, group, blocks.queries, blocks.query_size, *rest)
+    x = jnp.moveaxis(x, 3, 0)
+    return x.reshape(blocks.queries, batch, kv_heads, group * blocks.query_size, *rest)
 
 
-def _join(x, axis: int, length: int):
-    """Undoes `_split`."""
-    x = jnp.moveaxis(x, 0, axis)
-    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-    return jax.lax.slice_in_dim(x, 0, length, axis=axis)
+def _join_rows(blocks: _Blocks, x):
+    """Undoes `_split_rows`."""
+    queries, batch, kv_heads, _, *rest = x.shape
+    x = x.reshape(queries, batch, kv_heads, blocks.group, blocks.query_size, *rest)
+    x = jnp.moveaxis(x, 0, 3)
+    x = x.reshape(batch, kv_heads, blocks.group, queries * blocks.query_size, *rest)
+    return x[:, :, :, : blocks.length]
+
+
+def _split_keys(blocks: _Blocks, x):
+    """[B, K, S, D] -> [keys, B, K, s, D], zero-padded at the end of S."""
+    batch, kv_heads, source, width = x.shape
+    pad = blocks.keys * blocks.key_size - source
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, pad), (0, 0)])
+    return jnp.moveaxis(x.reshape(batch, kv_heads, blocks.keys, blocks.key_size, width), 2, 0)
+
+
+def _join_keys(blocks: _Blocks, x):
+    """Undoes `_split_keys`."""
+    keys, batch, kv_heads, size, width = x.shape
+    x = jnp.moveaxis(x, 0, 2).reshape(batch, kv_heads, keys * size, width)
+    return x[:, :, : blocks.source]

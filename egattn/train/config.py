@@ -57,11 +57,11 @@ class TrainConfig:
     """The architecture that `model` started from."""
     data: Path = Path("data/python")
     """Directory written by `egattn prepare`."""
-    model: DecoderConfig = DecoderConfig()
+    model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     """Architecture."""
-    penalty: PenaltyConfig = PenaltyConfig()
+    penalty: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
     """Entropy penalty."""
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """Optimiser and schedule."""
     steps: int = 1000
     """Optimiser steps."""

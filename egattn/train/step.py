@@ -131,8 +131,8 @@ def _features(
         method="features",
         mutable=[SPECTRAL],
     )
-    # Without the constraint XLA's partitioner may split the cotangent of a fused, norm-free net over
-    # `tensor` and then gets gradients wrong by a factor, silently (jax 0.10.2 and 0.12.0.1).
+    # Without this, XLA's partitioner may split the cotangent of a norm-free net over `tensor` and
+    # then gets gradients wrong by a factor, without an error (jax 0.10.2 and 0.12.0.1).
     hidden = constrain_batch(mesh, features.hidden)
     return features._replace(hidden=hidden), updated.get(SPECTRAL, {})
 
