@@ -1,0 +1,26 @@
+"""Data: text to checksummed windows of tokens on disk, and batches of them by global index."""
+
+from egattn.data.manifest import (
+    Manifest,
+    ShardManifest,
+    SplitManifest,
+    load_manifest,
+    token_bytes,
+)
+from egattn.data.prepare import PrepareConfig, prepare
+from egattn.data.tokenizer import END_OF_TEXT, load_tokenizer
+from egattn.data.windows import batches, evaluation_batches
+
+__all__ = [
+    "END_OF_TEXT",
+    "Manifest",
+    "PrepareConfig",
+    "ShardManifest",
+    "SplitManifest",
+    "batches",
+    "evaluation_batches",
+    "load_manifest",
+    "load_tokenizer",
+    "prepare",
+    "token_bytes",
+]

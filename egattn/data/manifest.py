@@ -1,0 +1,192 @@
+"""The manifest: what a prepared data directory holds, with a checksum for every file."""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.json"
+TOKEN_BYTES_NAME = "token_bytes.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardManifest:
+    """One ArrayRecord file."""
+
+    file: str
+    """File name inside the data directory."""
+    windows: int
+    """Records in the file, one window each."""
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Checksum of the file, hexadecimal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitManifest:
+    """The training or the validation split.
+
+    `tokens == windows * context_length + (documents - too_short) + dropped_tokens`: consecutive
+    windows of a document share one token.
+    """
+
+    documents: int
+    """Documents in the split, those too short for a window included."""
+    too_short: int
+    """Documents with fewer than context_length + 1 tokens, which give no window."""
+    tokens: int
+    """Tokens of all documents, end tokens included."""
+    dropped_tokens: int
+    """Tokens in no window: the remainders of documents."""
+    windows: int
+    """Windows of context_length + 1 tokens."""
+    target_bytes: int
+    """UTF-8 bytes of the tokens to predict: all of each window but its first."""
+    shards: tuple[ShardManifest, ...]
+    """The files, in reading order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Everything a reader needs to know about a prepared data directory."""
+
+    format_version: int
+    """Version of this layout."""
+    source: str
+    """Where the text came from, in words."""
+    context_length: int
+    """Predictions per window; a window holds one token more."""
+    vocab_size: int
+    """Real size of the vocabulary: every token id is below it."""
+    dtype: str
+    """Type of the stored tokens: uint16 or uint32, little-endian."""
+    end_token_id: int
+    """Id of the token that ends every document."""
+    tokenizer_sha256: str
+    """Checksum of tokenizer.json."""
+    token_bytes_sha256: str
+    """Checksum of token_bytes.npy."""
+    duplicates: int
+    """Documents left out because an identical one came before."""
+    non_utf8: int
+    """Documents left out because they are not UTF-8."""
+    empty: int
+    """Documents left out because they hold nothing but white space."""
+    splits: dict[str, SplitManifest]
+    """The splits, `train` and `validation`."""
+    config: dict[str, Any]
+    """The `PrepareConfig` that made the directory, as JSON."""
+
+    def save(self, directory: Path) -> None:
+        """Writes `manifest.json` into `directory`."""
+        text = json.dumps(dataclasses.asdict(self), indent=2)
+        (directory / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_manifest(directory: Path, *, verify: bool = True) -> Manifest:
+    """Reads and checks the manifest of a prepared data directory.
+
+    Args:
+        directory: A directory written by `egattn prepare`.
+        verify: Read every shard and compare its checksum. Without it only the presence and the
+            size of the shards, and the checksum of the tokenizer, are checked.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        FileNotFoundError: `directory` holds no manifest.
+        ValueError: The manifest is not of this format, or a file is missing or damaged.
+    """
+    path = directory / MANIFEST_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {MANIFEST_NAME} in {directory}: run `egattn prepare {directory}` first"
+        )
+    manifest = _parse_manifest(path)
+    _check_sha256(directory / TOKENIZER_NAME, manifest.tokenizer_sha256)
+    _check_sha256(directory / TOKEN_BYTES_NAME, manifest.token_bytes_sha256)
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            _check_size(directory / shard.file, shard.bytes)
+            if verify:
+                _check_sha256(directory / shard.file, shard.sha256)
+    return manifest
+
+
+def token_bytes(directory: Path) -> np.ndarray:
+    """Returns the UTF-8 length of every token, int32 `[vocab_size]`; the end token's is 0."""
+    return np.load(directory / TOKEN_BYTES_NAME, allow_pickle=False)
+
+
+def _check_size(path: Path, expected: int) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: expected {expected} bytes; prepare the data again")
+    size = path.stat().st_size
+    if size != expected:
+        raise ValueError(
+            f"{path} is damaged: expected {expected} bytes, got {size} (sha256 "
+            f"{sha256_file(path)}); prepare the data again"
+        )
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: expected sha256 {expected}; prepare the data again")
+    actual = sha256_file(path)
+    if actual != expected:
+        raise ValueError(
+            f"{path} disagrees with {MANIFEST_NAME}: expected sha256 {expected}, got {actual}; "
+            f"prepare the data again"
+        )
+
+
+def _parse_manifest(path: Path) -> Manifest:
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, got {version!r}")
+    return _parse(Manifest, values, str(path))
+
+
+def _parse(kind: Any, values: Any, where: str) -> Any:
+    """Builds `kind` from parsed JSON; unknown, missing and mistyped entries are errors."""
+    if dataclasses.is_dataclass(kind):
+        _check_keys({field.name for field in dataclasses.fields(kind)}, values, where)
+        hints = typing.get_type_hints(kind)
+        parsed = {name: _parse(hints[name], values[name], f"{where}: {name}") for name in values}
+        return typing.cast(Any, kind)(**parsed)
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    expected = list if origin is tuple else origin
+    if not isinstance(values, expected):
+        raise ValueError(f"{where}: expected {expected.__name__}, got {values!r}")
+    if origin is tuple:
+        return tuple(_parse(arguments[0], value, where) for value in values)
+    if origin is dict and arguments[1] is not Any:
+        return {name: _parse(arguments[1], v, f"{where}.{name}") for name, v in values.items()}
+    return values
+
+
+def _check_keys(expected: set[str], values: Any, where: str) -> None:
+    actual = set(values) if isinstance(values, dict) else set()
+    if actual != expected:
+        raise ValueError(
+            f"{where}: expected the entries {sorted(expected)}, "
+            f"got missing {sorted(expected - actual)} and unknown {sorted(actual - expected)}"
+        )

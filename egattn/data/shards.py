@@ -1,0 +1,140 @@
+"""Windows of tokens into ArrayRecord files of bounded size."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from tokenizers import Tokenizer
+
+from egattn.data.manifest import ShardManifest, SplitManifest, sha256_file
+from egattn.data.tokenizer import end_token_id
+
+# Small enough to be copied and checked file by file, large enough that a billion tokens make tens.
+SHARD_BYTES = 64 * 2**20
+# One call's text for the tokenizer, whose working memory is about 25 times as large.
+_BATCH_BYTES = 2 * 2**20
+
+
+class _ShardWriter:
+    """Writes records to files, and names them once their number is known."""
+
+    def __init__(self, directory: Path, split: str, record_bytes: int):
+        self._directory = directory
+        self._split = split
+        self._records_per_shard = max(1, SHARD_BYTES // record_bytes)
+        self._counts: list[int] = []
+        self._writer: ArrayRecordWriter | None = None
+
+    def write(self, record: bytes) -> None:
+        writer = self._writer
+        if writer is None or self._counts[-1] == self._records_per_shard:
+            writer = self._open_shard()
+        writer.write(record)
+        self._counts[-1] += 1
+
+    def finish(self) -> tuple[ShardManifest, ...]:
+        self._close_shard()
+        shards = []
+        for index, windows in enumerate(self._counts):
+            name = f"{self._split}-{index:05d}-of-{len(self._counts):05d}.array_record"
+            path = self._provisional(index).rename(self._directory / name)
+            shards.append(ShardManifest(name, windows, path.stat().st_size, sha256_file(path)))
+        return tuple(shards)
+
+    def _provisional(self, index: int) -> Path:
+        return self._directory / f"{self._split}-{index:05d}"
+
+    def _open_shard(self) -> ArrayRecordWriter:
+        self._close_shard()
+        path = self._provisional(len(self._counts))
+        # One record per group: reading any one window then decompresses no other.
+        self._writer = ArrayRecordWriter(str(path), "group_size:1")
+        self._counts.append(0)
+        return self._writer
+
+    def _close_shard(self) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            # This is how the library reports a full disk.
+            message = " ".join(str(error).split())
+            raise OSError(f"cannot write to {self._directory}: {message}") from None
+        self._writer = None
+
+
+def write_split(
+    documents: Iterable[str],
+    directory: Path,
+    split: str,
+    *,
+    tokenizer: Tokenizer,
+    token_bytes: np.ndarray,
+    context_length: int,
+    dtype: str,
+    advance: Callable[[int], object],
+) -> SplitManifest:
+    """Tokenises documents and writes their windows.
+
+    A window holds `context_length + 1` tokens of one document, the end token included. It starts
+    with the last token of the window before it, so that each token but a document's first is
+    predicted once. What remains at the end of a document is dropped.
+
+    Args:
+        documents: The split's documents.
+        directory: Where the files go.
+        split: Name of the split, which begins the names of the files.
+        tokenizer: Encodes the documents.
+        token_bytes: UTF-8 bytes of every token, int32 `[vocab_size]`.
+        context_length: Predictions per window.
+        dtype: Type of the stored tokens.
+        advance: Called with the bytes of text of each batch of documents.
+
+    Returns:
+        The counts and the files.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    end = end_token_id(tokenizer)
+    stored = np.dtype(dtype).newbyteorder("<")
+    writer = _ShardWriter(directory, split, (context_length + 1) * stored.itemsize)
+    totals = dict.fromkeys((f.name for f in dataclasses.fields(SplitManifest)), 0)
+    del totals["shards"]
+    for texts in _in_batches(documents):
+        # "Fast" leaves out each token's place in the text, which nothing here reads.
+        for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+            tokens = np.array([*encoding.ids, end], np.int64)
+            windows = _windows_of(tokens, context_length)
+            used = len(windows) * context_length + 1 if len(windows) else 0
+            totals["documents"] += 1
+            totals["too_short"] += not len(windows)
+            totals["tokens"] += len(tokens)
+            totals["dropped_tokens"] += len(tokens) - used
+            totals["windows"] += len(windows)
+            totals["target_bytes"] += int(token_bytes[tokens[1:used]].sum())
+            for window in windows.astype(stored):
+                writer.write(window.tobytes())
+        advance(sum(len(text.encode()) for text in texts))
+    return SplitManifest(**totals, shards=writer.finish())
+
+
+def _windows_of(tokens: np.ndarray, context_length: int) -> np.ndarray:
+    if len(tokens) <= context_length:
+        return np.empty((0, context_length + 1), tokens.dtype)
+    return np.lib.stride_tricks.sliding_window_view(tokens, context_length + 1)[::context_length]
+
+
+def _in_batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

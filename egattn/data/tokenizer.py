@@ -1,0 +1,114 @@
+"""Byte-level BPE tokenizers: training, loading with checks, and the bytes behind every token."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+END_OF_TEXT = "<|endoftext|>"
+# The 256 bytes and the end token.
+MIN_VOCAB_SIZE = 257
+
+# Every UTF-8 length, white space of several kinds, decomposed accents, and the end token's text.
+_PROBE = "def f(x):\n\treturn  x\r\n é e\u0301 π 中文 🙂 " + END_OF_TEXT + "\x00\x7f"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains a byte-level BPE tokenizer.
+
+    Args:
+        texts: Documents to learn from.
+        vocab_size: Largest size of the vocabulary, at least 257. A pair of tokens must occur twice
+            to be merged, so that a small corpus gives a smaller vocabulary.
+
+    Returns:
+        The tokenizer; `<|endoftext|>` has id 0.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Loads a `tokenizer.json` and checks that it is byte-level.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tokenizer, without truncation and padding, which would lose or add tokens, and with
+        `encode_special_tokens` set: "<|endoftext|>" written in a text is text, not the token.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no tokenizer, has no `<|endoftext|>`, or does not give back every byte of
+            a text.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a tokenizer.json, got no file at {path}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # The library raises no narrower type.
+        raise ValueError(f"{path} is not a tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    try:
+        end_token_id(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    missing = set(pre_tokenizers.ByteLevel.alphabet()) - set(tokenizer.get_vocab())
+    if missing:
+        raise ValueError(
+            f"{path}: expected a byte-level tokenizer, got one without {len(missing)} of 256 bytes"
+        )
+    ids = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    if tokenizer.decode(ids, skip_special_tokens=False) != _PROBE:
+        raise ValueError(
+            f"{path}: expected a byte-level tokenizer, got one that does not give back its text"
+        )
+    if bytes_of_tokens(tokenizer)[ids].sum() != len(_PROBE.encode()):
+        raise ValueError(
+            f"{path}: expected a byte-level tokenizer, got tokens whose bytes do not add up"
+        )
+    return tokenizer
+
+
+def end_token_id(tokenizer: Tokenizer) -> int:
+    """Returns the id of `<|endoftext|>`; raises ValueError where a tokenizer has none."""
+    index = tokenizer.token_to_id(END_OF_TEXT)
+    if index is None:
+        raise ValueError(f"expected the token {END_OF_TEXT}, got a vocabulary without it")
+    return index
+
+
+def bytes_of_tokens(tokenizer: Tokenizer) -> np.ndarray:
+    """Counts the UTF-8 bytes that each token of a byte-level tokenizer stands for.
+
+    Args:
+        tokenizer: A byte-level tokenizer, whose vocabulary spells each byte as one character.
+
+    Returns:
+        int32 `[vocab_size]`; 0 for special tokens, which stand for no text, and for unused ids.
+    """
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    added = tokenizer.get_added_tokens_decoder()
+    lengths = np.zeros(max(vocabulary.values()) + 1, np.int32)
+    for token, index in vocabulary.items():
+        if index not in added:
+            lengths[index] = len(token)
+        elif not added[index].special:
+            # An added token is spelled as itself, not byte by byte.
+            lengths[index] = len(token.encode())
+    return lengths
