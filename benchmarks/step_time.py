@@ -99,7 +99,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     for round_index in range(config.rounds + 3):
         for name, (step, state, tokens) in steps.items():
             start = time.perf_counter()
-            state, metrics = jax.block_until_ready(step(state, tokens))
+            state, _ = jax.block_until_ready(step(state, tokens))
             steps[name] = (step, state, tokens)
             if round_index >= 3:
                 times[name].append(time.perf_counter() - start)

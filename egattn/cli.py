@@ -124,7 +124,7 @@ def _one_line(box: str) -> str:
     return " ".join(message)
 
 
-def _options(kind: type, prefix: str = "--") -> list[str]:
+def _options(kind: Any, prefix: str = "--") -> list[str]:
     """Names of a config's options, nested ones included."""
     names = []
     for field in dataclasses.fields(kind):

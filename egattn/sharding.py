@@ -89,7 +89,7 @@ def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
         axes = next((axes for rule, axes in _RULES if re.search(rule, name)), ())
         if len(x.shape) < len(axes):
             axes = ()
-        spec = [None] * (len(x.shape) - len(axes))
+        spec: list[str | None] = [None] * (len(x.shape) - len(axes))
         for logical, length in zip(axes, x.shape[len(spec) :], strict=True):
             axis = _LOGICAL.get(logical or "")
             spec.append(axis if axis and length % mesh.shape[axis] == 0 else None)

@@ -2,8 +2,8 @@
 
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from egattn._spelling import unknown
@@ -83,7 +83,7 @@ def _checked_temperature(temperature, shape: tuple[int, ...]) -> Float[Array, ".
     if not fits:
         raise ValueError(f"temperature must broadcast to [B, H, T] = {shape}, got {t.shape}")
     # Values are known only outside jit; inside, a learned log-temperature is positive by design.
-    if not isinstance(t, jax.core.Tracer) and not bool((t > 0).all()):
+    if not isinstance(t, Tracer) and not bool((t > 0).all()):
         raise ValueError(f"temperature must be > 0, got a minimum of {float(t.min())}")
     return t
 

@@ -10,7 +10,6 @@ and entropy: with cotangents do and g of output and entropy, and `delta = do . o
 one multiply-add more per score than attention without entropy.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -83,8 +82,7 @@ def attend(
     return out, entropy.reshape(batch, heads, length)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(blocks: _Blocks, q, k, v, r, segments):
+def _forward_only(blocks: _Blocks, q, k, v, r, segments):
     """q [B, K, G, T, D]; k, v [B, K, S, D]; r [B, K, G, T] -> output like q, entropy like r."""
     out, entropy, _ = _forward(blocks, q, k, v, r, segments)
     return out, entropy
@@ -108,6 +106,7 @@ def _attend_bwd(blocks, residuals, cotangents):
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), dr, dsegments
 
 
+_attend = jax.custom_vjp(_forward_only, nondiff_argnums=(0,))
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 

@@ -3,11 +3,12 @@
 import dataclasses
 import hashlib
 import json
-import typing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from egattn._strict import parse
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -83,6 +84,14 @@ class Manifest:
     """The splits, `train` and `validation`."""
     config: dict[str, Any]
     """The `PrepareConfig` that made the directory, as JSON."""
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the data itself: of the tokenizer and of every shard, in order."""
+        parts = [self.tokenizer_sha256]
+        for name in sorted(self.splits):
+            parts += [shard.sha256 for shard in self.splits[name].shards]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def save(self, directory: Path) -> None:
         """Writes `manifest.json` into `directory`."""
@@ -162,31 +171,4 @@ def _parse_manifest(path: Path) -> Manifest:
     version = values.get("format_version") if isinstance(values, dict) else None
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, got {version!r}")
-    return _parse(Manifest, values, str(path))
-
-
-def _parse(kind: Any, values: Any, where: str) -> Any:
-    """Builds `kind` from parsed JSON; unknown, missing and mistyped entries are errors."""
-    if dataclasses.is_dataclass(kind):
-        _check_keys({field.name for field in dataclasses.fields(kind)}, values, where)
-        hints = typing.get_type_hints(kind)
-        parsed = {name: _parse(hints[name], values[name], f"{where}: {name}") for name in values}
-        return typing.cast(Any, kind)(**parsed)
-    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
-    expected = list if origin is tuple else origin
-    if not isinstance(values, expected):
-        raise ValueError(f"{where}: expected {expected.__name__}, got {values!r}")
-    if origin is tuple:
-        return tuple(_parse(arguments[0], value, where) for value in values)
-    if origin is dict and arguments[1] is not Any:
-        return {name: _parse(arguments[1], v, f"{where}.{name}") for name, v in values.items()}
-    return values
-
-
-def _check_keys(expected: set[str], values: Any, where: str) -> None:
-    actual = set(values) if isinstance(values, dict) else set()
-    if actual != expected:
-        raise ValueError(
-            f"{where}: expected the entries {sorted(expected)}, "
-            f"got missing {sorted(expected - actual)} and unknown {sorted(actual - expected)}"
-        )
+    return parse(Manifest, values, str(path))

@@ -1,7 +1,7 @@
 """The decoder: embeddings, L blocks, vocabulary projection; logits and entropy out."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -170,12 +170,13 @@ class Decoder(nn.Module):
     def _run(self, kind: FeedForwardKind, count: int) -> nn.Module:
         """`count` blocks of one kind, parameters stacked on axis 0."""
         c = self.config
+        broadcast: Any = (nn.broadcast, nn.broadcast)
         block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
         return nn.scan(
             block,
             variable_axes={"params": 0, SPECTRAL: 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=broadcast,
             length=count,
             unroll=1 if c.scan_layers else count,
         )(c, kind)

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import types
-import typing
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tyro
 
 from egattn._spelling import unknown
+from egattn._strict import parse
 from egattn.entropy import Kind, Reduction
 from egattn.model import DecoderConfig
 from egattn.optimizer import OptimizerConfig
@@ -57,6 +56,10 @@ class TrainConfig:
     """The architecture that `model` started from."""
     data: Path = Path("data/python")
     """Directory written by `egattn prepare`."""
+    data_sha256: tyro.conf.Suppress[str] = ""
+    """Checksum of the data, filled in when training starts."""
+    tokenizer_sha256: tyro.conf.Suppress[str] = ""
+    """Checksum of the data's tokenizer, filled in when training starts."""
     model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     """Architecture."""
     penalty: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
@@ -140,7 +143,7 @@ def from_json(text: str) -> TrainConfig:
     Raises:
       ValueError: If a key is unknown or missing, or a value has another type.
     """
-    return _read(TrainConfig, json.loads(text), "config")
+    return parse(TrainConfig, json.loads(text), "config")
 
 
 def differences(a: TrainConfig, b: TrainConfig) -> list[str]:
@@ -159,36 +162,3 @@ def _flatten(tree: dict[str, Any], prefix: str = ""):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """Builds a value of type `kind` from JSON, accepting nothing else."""
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected an object, got {value!r}")
-        for key in value:
-            if key not in hints:
-                raise ValueError(f"{where}: {unknown('key', key, hints)}")
-        for key in hints:
-            if key not in value:
-                raise ValueError(f"{where}: missing key {key!r}")
-        return kind(**{k: _read(hints[k], v, f"{where}.{k}") for k, v in value.items()})
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        for option in get_args(kind):
-            try:
-                return _read(option, value, where)
-            except ValueError:
-                continue
-        raise ValueError(f"{where}: expected {kind}, got {value!r}")
-    if typing.get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_read(get_args(kind)[0], item, where) for item in value)
-    if typing.get_origin(kind) is Literal and value in get_args(kind):
-        return value
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    raise ValueError(f"{where}: expected {kind}, got {value!r}")

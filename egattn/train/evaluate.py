@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import Mesh
@@ -123,7 +124,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     with Checkpoints(run, mesh, read_only=True) as checkpoints:
         state, _ = checkpoints.restore(config.step)
     values = Evaluator(run, manifest, mesh)(state, config.windows)
-    values["range_shares"] = range_shares(values["head_entropy"])
+    values["range_shares"] = range_shares(jnp.asarray(values["head_entropy"]))
     values["row_quantiles"] = _row_quantiles(run, manifest, state)
     plain = {name: np.asarray(value).tolist() for name, value in values.items()}
     return {"run": str(config.run), "step": int(state.step), **plain}
@@ -141,6 +142,8 @@ def check_data(config: TrainConfig, manifest: Manifest) -> None:
             f"vocab_size must be that of the data's tokenizer in {config.data}, "
             f"{manifest.vocab_size}, got {config.model.vocab_size}"
         )
+    if config.tokenizer_sha256 not in ("", manifest.tokenizer_sha256):
+        raise ValueError(f"{config.run} was trained with another tokenizer than {config.data} has")
 
 
 def _row_quantiles(config: TrainConfig, manifest: Manifest, state: TrainState):
@@ -155,8 +158,8 @@ def _row_quantiles(config: TrainConfig, manifest: Manifest, state: TrainState):
 
     @jax.jit
     def quantiles(variables, tokens):
-        features = Decoder(config.model).apply(variables, tokens, method="features")
-        return entropy_summary(features.entropy).quantiles  # pyright: ignore
+        features: Any = Decoder(config.model).apply(variables, tokens, method="features")
+        return entropy_summary(features.entropy).quantiles
 
     return quantiles(variables, tokens[weights > 0, :-1])
 

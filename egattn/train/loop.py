@@ -39,6 +39,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     manifest = load_manifest(config.data)
     check_data(config, manifest)
+    config = dataclasses.replace(
+        config, data_sha256=manifest.sha256, tokenizer_sha256=manifest.tokenizer_sha256
+    )
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.batch_size // config.accumulation)
     _claim(config)
@@ -119,8 +122,8 @@ class _Loop:
         tokens = (step - self._logged) * c.batch_size * c.model.context_length
         rate = tokens / (now - self._clock)
         self._clock, self._logged = now, step
-        values = {k: v if v.ndim else float(v) for k, v in metrics.items()}
-        values["learning_rate"] = float(make_schedule(c.optimizer, c.steps)(step - 1))
+        values: dict[str, Any] = {k: v if v.ndim else float(v) for k, v in metrics.items()}
+        values["learning_rate"] = np.asarray(make_schedule(c.optimizer, c.steps)(step - 1)).item()
         values["tokens_per_second"] = rate
         values["mfu"] = utilisation(c.model, rate)
         self.records.train(step, values)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib import colormaps
 from tensorboardX import SummaryWriter
@@ -66,7 +67,7 @@ class Records:
         self._scalars("validation", step, values)
         heads = np.asarray(values["head_entropy"])
         self._heads("entropy", step, heads, self._max_entropy)
-        for index, share in enumerate(np.asarray(range_shares(heads))):
+        for index, share in enumerate(np.asarray(range_shares(jnp.asarray(heads)))):
             self._board.add_scalar(f"entropy_range_share/{index}", share, step)
         for name, value in small.items():
             if value.ndim == 2 and name != "slope":

@@ -139,7 +139,9 @@ def _features(
 
 def penalty_ramp(config: PenaltyConfig, steps: int, step) -> Float[Array, ""]:
     """Share of lambda in force at a step: 0 at the start of its warm-up, then 1."""
-    return jnp.minimum(1.0, step / max(1.0, config.warmup * steps)) if config.warmup else 1.0
+    if config.warmup == 0:
+        return jnp.ones(())
+    return jnp.minimum(1.0, step / (config.warmup * steps))
 
 
 def _penalty(config: PenaltyConfig, entropy, threshold) -> Float[Array, ""]:
