@@ -24,8 +24,13 @@ def prepare(args: Sequence[str]) -> None:
 
 def train(args: Sequence[str]) -> None:
     """Trains a decoder, or goes on where a run stopped."""
+    import jax
+
     from egattn.train import train
 
+    # Several CPU devices share one thread pool: two steps in flight, each waiting for all devices
+    # in a collective, can starve each other until XLA aborts. On one CPU there is nothing to win.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     train(_train_config(args))
 
 

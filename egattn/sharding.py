@@ -25,7 +25,7 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"attention/o/kernel$", ("heads", "embed")),
     (r"feed_forward/up/kernel$", ("embed", "ffn")),
     (r"feed_forward/down/kernel$", ("ffn", "embed")),
-    (r"feed_forward/fused/kernel$", ("embed", "ffn")),
+    (r"feed_forward/fused/kernel$", ("ffn", "embed")),
 )
 
 

@@ -28,7 +28,7 @@ def attend(
     """
     length, source = query.shape[1], key.shape[1]
     group = query.shape[2] // key.shape[2]
-    q = query.astype(jnp.float32)
+    q = query.astype(jnp.float32) * jnp.swapaxes(row_scale, 1, 2)[..., None]
     k = jnp.repeat(key.astype(jnp.float32), group, axis=2)
     v = jnp.repeat(value.astype(jnp.float32), group, axis=2)
     mask = visible(
@@ -42,7 +42,7 @@ def attend(
     seen = mask.any(-1)
 
     highest = jax.lax.Precision.HIGHEST
-    s = jnp.einsum("bthd,bshd->bhts", q, k, precision=highest) * row_scale[..., None]
+    s = jnp.einsum("bthd,bshd->bhts", q, k, precision=highest)
     row_max = jnp.where(seen, jnp.max(jnp.where(mask, s, -jnp.inf), axis=-1), 0.0)
     # Relative to the row's maximum nothing cancels, and masked scores never meet an infinity.
     x = jnp.where(mask, s - jax.lax.stop_gradient(row_max)[..., None], 0.0)

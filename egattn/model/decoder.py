@@ -1,6 +1,7 @@
 """The decoder: embeddings, L blocks, vocabulary projection; logits and entropy out."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,6 +12,14 @@ from egattn.model.attention import EntropyAttention
 from egattn.model.config import DecoderConfig, FeedForwardKind
 from egattn.model.feed_forward import FeedForward
 from egattn.model.linear import SPECTRAL
+
+
+Constrain = Callable[[Array], Array]
+
+
+def unconstrained(x: Array) -> Array:
+    """Returns its argument."""
+    return x
 
 
 class DecoderOutput(NamedTuple):
@@ -46,6 +55,8 @@ class Block(nn.Module):
     """The decoder's configuration."""
     kind: FeedForwardKind
     """This layer's feed-forward."""
+    constrain: Constrain = unconstrained
+    """Applied to the residual stream, see `Decoder.constrain`."""
 
     @nn.compact
     def __call__(
@@ -73,7 +84,7 @@ class Block(nn.Module):
             implementation=c.implementation,
             name="attention",
         )(norm(c.pre_norm, "attention_norm", x), segment_ids)
-        x = x + attended
+        x = self.constrain(x + attended)
         if self.kind == "none":
             return x, entropy
         y = FeedForward(
@@ -90,10 +101,10 @@ class Block(nn.Module):
             name="feed_forward",
         )(norm(c.pre_norm, "ffn_norm", x), slope)
         if not c.ffn_scaling:
-            return x + y, entropy
+            return self.constrain(x + y), entropy
         alpha = self.param("alpha", nn.initializers.ones, ())
         beta = self.param("beta", nn.initializers.ones, ())
-        return beta * x + y / alpha, entropy
+        return self.constrain(beta * x + y / alpha), entropy
 
 
 class Decoder(nn.Module):
@@ -105,6 +116,9 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
     """Architecture, see `DecoderConfig.preset`."""
+    constrain: Constrain = unconstrained
+    """Applied to the residual stream [B, T, d] wherever it is written: a place for sharding
+    constraints, see `egattn.sharding.constrain_batch`."""
 
     def setup(self):
         """Creates the parameters."""
@@ -157,13 +171,14 @@ class Decoder(nn.Module):
         if length > c.context_length:
             raise ValueError(f"expected at most {c.context_length} positions, got {length}")
         x = self.token_embedding(tokens) + self.position_embedding(jnp.arange(length))
+        x = self.constrain(x)
         slope = self.slope if c.activation == "leaky_relu" and c.slope_scope == "model" else None
         entropies = []
         for run in self.blocks:
             x, entropy = run(x, segment_ids, slope)
             entropies.append(entropy)
         if self.final_norm is not None:
-            x = self.final_norm(x)
+            x = self.constrain(self.final_norm(x))
         head = self.token_embedding.embedding if c.tie_embeddings else self.head
         return DecoderFeatures(x.astype(c.dtype), head, jnp.concatenate(entropies))
 
@@ -179,7 +194,7 @@ class Decoder(nn.Module):
             in_axes=broadcast,
             length=count,
             unroll=1 if c.scan_layers else count,
-        )(c, kind)
+        )(c, kind, self.constrain)
 
 
 def norm(kind: str, name: str, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:

@@ -84,19 +84,20 @@ class _Loop:
         waits for the host; but always before the step is saved or evaluated.
         """
         c = self.config
-        step_fn = make_train_step(c, self.mesh)
+        step_fn, values = make_train_step(c, self.mesh), None
         self._clock, self._logged, self._pending = time.perf_counter(), first, None
         for step in range(first + 1, c.steps + 1):
             state, metrics = step_fn(state, self._device_batch(next(source)))
             self._check()
             self._pending = (step, metrics)
             last = step == c.steps
+            # Evaluated before saved: what a kill in between loses is computed again on resume.
+            if step % c.evaluate_every == 0 or last:
+                values = self._evaluate(step, state, None if last else c.evaluate_windows)
             if step % c.checkpoint_every == 0 or last:
                 self._check()
                 self.checkpoints.save(step, state)
-            if step % c.evaluate_every == 0 and not last:
-                self._evaluate(step, state, c.evaluate_windows)
-        return self._evaluate(c.steps, state, None)
+        return self.evaluator(state) if values is None else values
 
     def _device_batch(self, rows: np.ndarray) -> jax.Array:
         c = self.config

@@ -1,5 +1,6 @@
 """One optimiser step: cross entropy plus entropy penalty, accumulated exactly, over a mesh."""
 
+import functools
 from collections.abc import Callable
 
 import flax.struct
@@ -22,7 +23,8 @@ from egattn.train.cross_entropy import cross_entropy
 class TrainState:
     """Everything a step changes."""
 
-    step: Int[Array, ""]
+    step: PyTree
+    """Number of steps taken, int32."""
     params: PyTree
     spectral: PyTree
     """Vectors of the spectral norm's power iteration; empty without it."""
@@ -63,7 +65,7 @@ def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable:
 
     def step(state: TrainState, tokens: Int[Array, "accumulation batch window"]):
         grads, spectral, metrics = _gradients(config, mesh, state, tokens)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, spectral, opt_state), metrics
@@ -125,16 +127,16 @@ def _gradients(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
 def _features(
     config: TrainConfig, mesh: Mesh, params, spectral, tokens
 ) -> tuple[DecoderFeatures, PyTree]:
-    features, updated = Decoder(config.model).apply(
+    # Without constraints XLA's partitioner may split the residual's cotangent over `tensor` and then
+    # gets gradients wrong, without an error (jax 0.10.2 and 0.12.0.1, all three axes > 1).
+    model = Decoder(config.model, constrain=functools.partial(constrain_batch, mesh))
+    features, updated = model.apply(
         {"params": params, SPECTRAL: spectral},
         tokens[:, :-1],
         method="features",
         mutable=[SPECTRAL],
     )
-    # Without this, XLA's partitioner may split the cotangent of a norm-free net over `tensor` and
-    # then gets gradients wrong by a factor, without an error (jax 0.10.2 and 0.12.0.1).
-    hidden = constrain_batch(mesh, features.hidden)
-    return features._replace(hidden=hidden), updated.get(SPECTRAL, {})
+    return features, updated.get(SPECTRAL, {})
 
 
 def penalty_ramp(config: PenaltyConfig, steps: int, step) -> Float[Array, ""]:

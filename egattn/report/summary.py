@@ -1,0 +1,157 @@
+"""Numbers that compare runs: one row per run, and the settings in which they differ."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egattn.report.runs import Run, load_runs
+
+# What tables show where the files say nothing: a dash.
+ABSENT = "\u2013"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One run in the comparison; None where its files say nothing, NaN where not finite."""
+
+    name: str
+    """Label, distinct among the runs."""
+    preset: str | None
+    """Architecture that the model started from."""
+    parameters: int | None
+    """Number of parameters."""
+    step: int
+    """Last step recorded."""
+    tokens: int | None
+    """Training tokens seen up to that step."""
+    evaluated_at: int | None
+    """Step of the last evaluation."""
+    windows: int | None
+    """Validation windows of the last evaluation."""
+    loss: float | None
+    """Validation cross entropy, nats per token."""
+    perplexity: float | None
+    """Its exponential."""
+    delta: float | None
+    """Perplexity against the first run's, percent."""
+    bits_per_byte: float | None
+    """Validation cross entropy in bits per byte of text."""
+    shares: tuple[float, ...] | None
+    """Share of heads in each entropy range, lowest first, see `range_counts`."""
+    tokens_per_second: float | None
+    """Median over the logged steps."""
+
+
+def comparison(paths: Sequence[Path]) -> list[Row]:
+    """Compares run directories.
+
+    Args:
+      paths: The directories; the first is the one that others are compared with.
+
+    Returns:
+      One row per directory, in the same order.
+
+    Raises:
+      FileNotFoundError: If a directory is missing or is not a run's.
+      ValueError: If a file does not hold what a run writes.
+    """
+    return compare(load_runs(paths))
+
+
+def compare(runs: Sequence[Run]) -> list[Row]:
+    """Compares loaded runs, see `comparison`."""
+    rows = [_row(run) for run in runs]
+    first = rows[0].perplexity
+    return [dataclasses.replace(row, delta=_delta(row.perplexity, first)) for row in rows]
+
+
+def summary_lines(paths: Sequence[Path]) -> list[str]:
+    """Describes each run directory in a line: loss, perplexity, difference, bits per byte.
+
+    Raises:
+      FileNotFoundError: If a directory is missing or is not a run's.
+      ValueError: If a file does not hold what a run writes.
+    """
+    rows = comparison(paths)
+    width = max(len(row.name) for row in rows)
+    return [f"{row.name:{width}s}  {_line(row)}" for row in rows]
+
+
+def range_counts(heads: np.ndarray) -> np.ndarray:
+    """Counts heads in [0, M/4), [M/4, M/2), [M/2, 3M/4), [3M/4, M], M the largest entropy.
+
+    In NumPy, not with `egattn.entropy`: a report must not claim the accelerator that a run is
+    training on.
+
+    Args:
+      heads: Head entropies [L, H], nats; those that are not finite are in no range.
+
+    Returns:
+      The four counts.
+
+    Reference:
+      Jha & Reagen, arXiv 2501.03489, Figure 3.
+    """
+    finite = np.maximum(heads[np.isfinite(heads)], 0)
+    # All-zero entropies are a collapse and belong to the lowest range, whatever the edges.
+    return np.histogram(finite, bins=4, range=(0, finite.max(initial=0) or 1))[0]
+
+
+def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Returns the config's leaves that differ, by dotted name, each with its value per run."""
+    names = dict.fromkeys(name for run in runs for name in run.config if name != "run")
+    table = [(name, [_value(run.config, name) for run in runs]) for name in names]
+    return [(name, values) for name, values in table if len(set(values)) > 1]
+
+
+def _row(run: Run) -> Row:
+    evaluated = bool(run.validation)
+    last = {name: column[-1] for name, column in run.validation.items()}
+    per_step = run.start("tokens_per_step")
+    speeds = run.train["tokens_per_second"] if run.train else np.array([])
+    speeds = speeds[np.isfinite(speeds)]
+    heads = run.final_entropy
+    return Row(
+        name=run.label,
+        preset=run.config.get("preset"),
+        parameters=run.start("parameters"),
+        step=run.last_step,
+        tokens=None if per_step is None else run.last_step * per_step,
+        evaluated_at=int(last["step"]) if evaluated else None,
+        windows=int(last["windows"]) if evaluated else None,
+        loss=float(last["loss"]) if evaluated else None,
+        perplexity=float(last["perplexity"]) if evaluated else None,
+        delta=None,
+        bits_per_byte=float(last["bits_per_byte"]) if evaluated else None,
+        shares=None if heads is None else tuple((range_counts(heads) / heads.size).tolist()),
+        tokens_per_second=float(np.median(speeds)) if speeds.size else None,
+    )
+
+
+def _delta(perplexity: float | None, first: float | None) -> float | None:
+    if perplexity is None or first is None or not np.isfinite([perplexity, first]).all():
+        return None
+    return 100 * (perplexity / first - 1)
+
+
+def _line(row: Row) -> str:
+    if row.loss is None or row.perplexity is None or row.bits_per_byte is None:
+        return "not evaluated"
+    if not np.isfinite(row.loss):
+        return "validation loss not finite"
+    delta = "" if row.delta is None else f" ({row.delta:+.1f} %)"
+    return (
+        f"validation loss {row.loss:.4f}  perplexity {row.perplexity:.3f}{delta}  "
+        f"bits/byte {row.bits_per_byte:.4f}"
+    )
+
+
+def _value(config: dict[str, Any], name: str) -> str:
+    if name not in config:
+        return ABSENT
+    value = config[name]
+    return value if isinstance(value, str) else json.dumps(value)

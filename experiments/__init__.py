@@ -1,0 +1,1 @@
+"""Programs that use egattn's public API like any user."""

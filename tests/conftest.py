@@ -1,0 +1,32 @@
+"""Eight CPU devices, deterministic property tests and one random generator for every test."""
+
+import os
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+# Kernel tests on an accelerator choose another platform through the same variable.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+# Two programs with collectives in flight can starve eight devices on two cores.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+pytest.register_assert_rewrite("attention_battery")
+
+hypothesis.settings.register_profile(
+    "egattn",
+    # A first call compiles, so a deadline would measure the compiler.
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    # Test batteries run the same property once for every implementation that subclasses them.
+    suppress_health_check=[hypothesis.HealthCheck.differing_executors],
+)
+hypothesis.settings.load_profile("egattn")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,303 @@
+"""The commands end to end, on a slice of real Python source."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from egattn.cli import main
+
+MODEL = "--model.num-layers 2 --model.num-heads 2 --model.embed-dim 32 --model.init-std 0.05"
+TRAIN = f"{MODEL} --batch-size 8 --log-every 1 --evaluate-every 4 --checkpoint-every 2"
+EREG = f"--preset ereg_sm_t_scfuffn {TRAIN} --steps 8"
+
+
+def egattn(command: str, *paths: Path | str) -> None:
+    """Runs a command in this process; `{}` stands for a path."""
+    main([str(paths[int(word[1])]) if word[0] == "{" else word for word in command.split()])
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "python"
+    prepare = "prepare {0} --max-bytes 300000 --vocab-size 512 --context-length 32"
+    egattn(prepare + " --validation-fraction 0.2", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def finished(data, tmp_path_factory) -> Path:
+    """A run of eight steps that nothing interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "ereg"
+    egattn(f"train {{0}} --data {{1}} {EREG}", run, data)
+    return run
+
+
+def records(run: Path, kind: str) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == kind]
+
+
+def numbers(run: Path) -> list[tuple]:
+    return [(r["step"], r["loss"], r["penalty"], r["gradient_norm"]) for r in records(run, "train")]
+
+
+class TestTrain:
+    def test_writes_what_it_promises(self, finished):
+        assert sorted(p.name for p in finished.iterdir()) == [
+            "checkpoints",
+            "config.json",
+            "learned.npz",
+            "metrics.jsonl",
+            "tensorboard",
+        ]
+        steps = [r["step"] for r in records(finished, "train")]
+        assert steps == list(range(1, 9))
+        last = records(finished, "validation")[-1]
+        assert last["step"] == 8
+        assert last["perplexity"] == pytest.approx(np.exp(last["loss"]))
+        assert np.shape(last["head_entropy"]) == (2, 2)
+        assert np.shape(last["learned"]["threshold"]) == (2, 2)
+        with np.load(finished / "learned.npz") as learned:
+            assert learned["temperature"].shape == (2, 2, 32)
+
+    def test_tensorboard_holds_scalars_and_heat_maps(self, finished):
+        (path,) = (finished / "tensorboard").iterdir()
+        tags = {value.tag for event in events(path) for value in event.summary.value}
+        expected = {
+            "train/loss",
+            "train/tokens_per_second",
+            "train/gradient_norm",
+            "validation/bits_per_byte",
+            "entropy_layer/01",
+            "entropy_head/01/01",
+            "entropy_map",
+            "entropy_range_share/3",
+            "threshold_head/00/01",
+            "temperature_map",
+            "alpha/01",
+            "beta/00",
+            "nonfinite_layer/00",
+        }
+        assert expected <= tags
+
+    def test_same_seed_gives_the_same_losses(self, finished, data, tmp_path):
+        egattn(f"train {{0}} --data {{1}} {EREG}", tmp_path / "again", data)
+        assert numbers(tmp_path / "again") == numbers(finished)
+
+    def test_killed_and_resumed_gives_the_same_losses_to_the_bit(self, finished, data, tmp_path):
+        run = tmp_path / "killed"
+        command = [sys.executable, "-c", "from egattn.cli import main; main()", "train", str(run)]
+        # Eight devices, as in this process: the number of devices decides how sums are rounded.
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+        process = subprocess.Popen(
+            [*command, "--data", str(data), *EREG.split()],
+            stdout=subprocess.DEVNULL,
+            env=environment,
+        )
+        saved = run / "checkpoints" / "4" / "commit_success.txt"
+        deadline = time.monotonic() + 300
+        while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert saved.exists()
+        egattn(f"train {{0}} --data {{1}} {EREG}", run, data)
+        assert len(records(run, "start")) == 2
+        assert numbers(run) == numbers(finished)
+        drop = {"kind"}
+        a, b = (
+            [{k: v for k, v in r.items() if k not in drop} for r in records(x, "validation")]
+            for x in (run, finished)
+        )
+        assert a == b
+
+    def test_finished_run_is_left_as_it_is(self, finished, data):
+        before = numbers(finished), records(finished, "validation")
+        egattn(f"train {{0}} --data {{1}} {EREG}", finished, data)
+        assert (numbers(finished), records(finished, "validation")) == before
+
+    def test_resumes_on_another_mesh(self, finished, data, tmp_path):
+        run = tmp_path / "mesh"
+        egattn(f"train {{0}} --data {{1}} {EREG} --mesh replica=2,fsdp=2,tensor=2", run, data)
+        a, b = np.array(numbers(run)), np.array(numbers(finished))
+        assert np.abs(a[:4, 1] - b[:4, 1]).max() < 5e-6
+
+    def test_divergence_names_step_layers_heads_and_checkpoint(self, data, tmp_path, capsys):
+        run = tmp_path / "diverges"
+        wild = "--optimizer.learning-rate 3e2 --optimizer.warmup 0 --optimizer.clip 1e9"
+        with pytest.raises(SystemExit) as stop:
+            egattn(f"train {{0}} --data {{1}} --preset sm {TRAIN} --steps 40 {wild}", run, data)
+        assert stop.value.code == 1
+        message = capsys.readouterr().err.strip()
+        assert "\n" not in message
+        assert "training stopped at step" in message
+        assert "layer 0 heads 0, 1 (" in message
+        assert "last good checkpoint: " in message
+        named = message.split("last good checkpoint: ")[1]
+        assert named == "none" or (Path(named) / "state").is_dir()
+        assert records(run, "train")[-1]["loss"] is None
+        # Nothing that is not finite was saved.
+        for checkpoint in (run / "checkpoints").iterdir():
+            assert int(checkpoint.name) < records(run, "train")[-1]["step"]
+
+
+class TestEvaluate:
+    def test_repeats_the_last_evaluation(self, finished, capsys):
+        egattn("evaluate {0} --json", finished)
+        values = json.loads(capsys.readouterr().out)
+        last = records(finished, "validation")[-1]
+        for name in ("loss", "perplexity", "bits_per_byte", "windows"):
+            assert values[name] == pytest.approx(last[name], rel=1e-6)
+        assert values["step"] == 8
+        assert sum(values["range_shares"]) == pytest.approx(1)
+        assert np.shape(values["row_quantiles"]) == (3, 2, 2)
+
+    def test_text_of_an_older_checkpoint(self, finished, capsys):
+        egattn("evaluate {0} --step 4 --windows 16", finished)
+        text = capsys.readouterr().out
+        assert "step 4, 16 validation windows" in text
+        assert "perplexity" in text
+
+    def test_loss_equals_an_independent_count(self, finished, data):
+        """Every validation window once: mean nats and bits per byte from the logits themselves."""
+        import jax
+        import jax.numpy as jnp
+
+        from egattn import Decoder
+        from egattn.data import evaluation_batches, load_manifest, token_bytes
+        from egattn.sharding import make_mesh
+        from egattn.train.checkpoints import Checkpoints
+        from egattn.train.evaluate import read_run
+
+        config = read_run(finished)
+        with Checkpoints(config, make_mesh(), read_only=True) as checkpoints:
+            state, _ = checkpoints.restore()
+        manifest = load_manifest(data)
+        count = manifest.splits["validation"].windows
+        ((tokens, _),) = evaluation_batches(data, manifest, batch_size=count, context_length=32)
+        output = Decoder(config.model).apply({"params": state.params}, jnp.asarray(tokens[:, :-1]))
+        log_p = jax.nn.log_softmax(output.logits)  # pyright: ignore[reportAttributeAccessIssue]
+        chosen = np.take_along_axis(np.asarray(log_p, np.float64), tokens[:, 1:, None], -1)
+        last = records(finished, "validation")[-1]
+        assert last["loss"] == pytest.approx(-chosen.mean(), rel=1e-5)
+        total_bytes = token_bytes(data)[tokens[:, 1:]].sum()
+        bits = -chosen.sum() / np.log(2) / total_bytes
+        assert last["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+BAD = [
+    ("train", "Missing from egattn train: PATH"),
+    ("trian", "unknown command 'trian'; did you mean 'train'"),
+    ("train {new} --data {data} --presset sm", "unknown argument '--presset'; did you mean '--preset'"),
+    ("train {new} --data {data} --model.num-head 2", "did you mean '--model.num-heads'"),
+    ("train {new} --data {data} --preset sm_scfufn", "did you mean 'sm_scfuffn'"),
+    ("train {new} --data {data} --model.num-heads 5", "num_heads must divide embed_dim, got 5 and 768"),
+    ("train {new} --data {data} --model.num-heads x", "--model.num-heads: invalid literal for int()"),
+    ("train {new} --data {data} --model.context-length 64", "longer than the windows"),
+    ("train {new} --data {data} --model.vocab-size 999", "vocab_size must be that of the data's"),
+    ("train {new} --data {data} --model.temperature 0", "temperature must be > 0 and finite, got 0.0"),
+    ("train {new} --data {data} --mesh fsdp=3", "mesh 'fsdp=3' has 3 devices, expected 8"),
+    ("train {new} --data {data} --batch-size 12", "divisible by replica x fsdp = 8, got 12"),
+    ("train {new} --data {data} --batch-size 9 --accumulation 2", "divisible by accumulation"),
+    ("train {new} --data {data} --penalty.weight 1", "a penalty needs the model's threshold"),
+    ("train {new} --data {data} --optimizer.learning-rate -1", "learning_rate must be > 0"),
+    ("train {new} --data {data} --steps 0", "steps must be positive, got 0"),
+    ("train {new} --data {new}/nothing", "run `egattn prepare"),
+    ("train {data} --data {data}", "exists and is not a run directory"),
+    ("train {file}/run --data {data}", "Not a directory"),
+    ("train {finished} --data {data} --preset sm", "holds another run: preset: ereg_sm_t_scfuffn"),
+    ("train {finished} --data {damaged}", "run `egattn prepare"),
+    ("prepare {new} --source {new}/nothing", "existing path as source"),
+    ("evaluate {new}", "is not a run directory"),
+    ("evaluate {finished} --step 3", "no checkpoint 3 in"),
+    ("report {new}", ""),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), BAD, ids=[command for command, _ in BAD])
+def test_bad_input_is_one_line_and_status_two(
+    command, message, data, finished, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("not a directory")
+    paths = {"new": "new", "file": "file", "data": data, "finished": finished, "damaged": "damaged"}
+    with pytest.raises(SystemExit) as stop:
+        main(command.format(**paths).split())
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.count("\n") == 0
+    assert error.startswith("egattn ")
+    assert message in error
+    # Nothing was written.
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_damaged_shard_stops_training(data, tmp_path, capsys):
+    import shutil
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(data, damaged)
+    shard = next(damaged.glob("train-*.array_record"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        egattn(f"train {{0}} --data {{1}} {EREG}", tmp_path / "run", damaged)
+    assert stop.value.code == 2
+    assert shard.name in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_on_other_data_is_refused(finished, tmp_path, capsys):
+    other = tmp_path / "other"
+    prepare = "prepare {0} --max-bytes 200000 --vocab-size 512 --context-length 32"
+    egattn(prepare + " --validation-fraction 0.2", other)
+    with pytest.raises(SystemExit):
+        egattn(f"train {{0}} --data {{1}} {EREG}", finished, other)
+    assert "data_sha256" in capsys.readouterr().err
+
+
+def test_strange_config_is_named(finished, tmp_path, capsys):
+    values = json.loads((finished / "config.json").read_text())
+    values["model"]["num_headz"] = values["model"].pop("num_heads")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(SystemExit) as stop:
+        egattn("evaluate {0}", tmp_path)
+    assert stop.value.code == 2
+    expected = "config: model: unknown key 'num_headz'; did you mean 'num_heads'"
+    assert expected in capsys.readouterr().err
+
+
+def test_report_of_a_real_run(finished, tmp_path, capsys):
+    egattn("report {0} --out {1}", finished, tmp_path / "report")
+    text = capsys.readouterr().out
+    assert f"report: {tmp_path / 'report' / 'index.html'}" in text
+    loss = records(finished, "validation")[-1]["loss"]
+    assert f"{loss:.3f}" in text
+
+
+@pytest.mark.parametrize("command", ["", "--help", "train --help", "prepare --help"])
+def test_help(command, capsys):
+    try:
+        main(command.split())
+    except SystemExit as stop:
+        assert not stop.code
+    assert "usage: egattn" in capsys.readouterr().out
+
+
+def events(path: Path):
+    """Events of a TensorBoard file: length, checksum, message, checksum."""
+    content, position = path.read_bytes(), 0
+    while position < len(content):
+        (length,) = struct.unpack_from("<Q", content, position)
+        yield event_pb2.Event.FromString(content[position + 12 : position + 12 + length])
+        position += 16 + length
