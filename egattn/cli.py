@@ -24,13 +24,8 @@ def prepare(args: Sequence[str]) -> None:
 
 def train(args: Sequence[str]) -> None:
     """Trains a decoder, or goes on where a run stopped."""
-    import jax
-
     from egattn.train import train
 
-    # Several CPU devices share one thread pool: two steps in flight, each waiting for all devices
-    # in a collective, can starve each other until XLA aborts. On one CPU there is nothing to win.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     train(_train_config(args))
 
 
@@ -69,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(f"  {name:10s} {run.__doc__}" for name, run in _COMMANDS.items()))
         return
     command, *rest = args
-    # Orbax announces its defaults as warnings.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax announces its defaults as warnings, TensorBoard each NaN that the run itself reports.
+    for noisy in ("absl", "tensorboardX"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         if command not in _COMMANDS:
             raise ValueError(unknown("command", command, _COMMANDS))

@@ -157,6 +157,15 @@ class AttentionBattery:
         for gradient in actual.gradients.values():
             assert np.isfinite(gradient).all()
 
+    def test_a_large_score_common_to_a_row_costs_its_entropy_no_digit(self):
+        # Small integers, so that float32 holds every score exactly, shifted or not.
+        problem = Options(length=300, batch=1, kv_heads=1).problem()
+        query, key = np.rint(2 * problem.query), np.rint(2 * problem.key)
+        query[..., 0], key[..., 0] = 1, 2**14
+        problem = dataclasses.replace(problem, query=query, key=key, scale=2**-4)
+        actual, expected = self.solve(problem), oracle.solve(problem)
+        assert_entropy(actual.entropy, expected.entropy, self.sharp_entropy_tolerance)
+
     def test_zero_scores_give_the_logarithm_of_the_number_of_keys(self):
         problem = dataclasses.replace(Options(length=300).problem(), scale=0.0)
         ceiling = np.log(np.arange(1, 301))
@@ -281,6 +290,8 @@ class AttentionBattery:
         assert not jnp.isfinite(out[0, rows]).all(axis=(1, 2)).any()
         if name != "value":
             assert not jnp.isfinite(entropy[0, 0, rows]).any()
+            assert jnp.isfinite(out[0, :600]).all()
+            assert jnp.isfinite(entropy[0, 0, :600]).all()
 
     def test_vmap_equals_a_loop(self, rng):
         problem = Options(length=40, layout="segments", temperature="per_row").problem()

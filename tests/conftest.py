@@ -10,8 +10,6 @@ import pytest
 # Kernel tests on an accelerator choose another platform through the same variable.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-# Two programs with collectives in flight can starve eight devices on two cores.
-jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 pytest.register_assert_rewrite("attention_battery")
 

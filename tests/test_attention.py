@@ -13,6 +13,7 @@ import numpy as np
 import oracle
 import pytest
 from attention_battery import AttentionBattery, assert_close, assert_gradients
+from jaxprs import intermediates
 from oracle import Options, Problem, normal
 
 import egattn
@@ -67,18 +68,6 @@ class TestOracle:
             down = oracle.loss(dataclasses.replace(problem, **{name: back}))
             slope = np.vdot(gradient, direction)
             np.testing.assert_allclose((up - down) / 2e-5, slope, rtol=1e-7, atol=1e-8)
-
-
-def intermediates(jaxpr):
-    """Every array computed by a program and by the programs within it."""
-    for equation in jaxpr.eqns:
-        yield from (variable.aval for variable in equation.outvars)
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from intermediates(inner)
 
 
 class TestMemory:

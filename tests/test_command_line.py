@@ -1,7 +1,9 @@
 """The commands end to end, on a slice of real Python source."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -134,16 +136,15 @@ class TestTrain:
     def test_divergence_names_step_layers_heads_and_checkpoint(self, data, tmp_path, capsys):
         run = tmp_path / "diverges"
         wild = "--optimizer.learning-rate 3e2 --optimizer.warmup 0 --optimizer.clip 1e9"
+        every = TRAIN.replace("--checkpoint-every 2", "--checkpoint-every 1")
         with pytest.raises(SystemExit) as stop:
-            egattn(f"train {{0}} --data {{1}} --preset sm {TRAIN} --steps 40 {wild}", run, data)
+            egattn(f"train {{0}} --data {{1}} --preset sm {every} --steps 40 {wild}", run, data)
         assert stop.value.code == 1
         message = capsys.readouterr().err.strip()
         assert "\n" not in message
         assert "training stopped at step" in message
-        assert "layer 0 heads 0, 1 (" in message
-        assert "last good checkpoint: " in message
-        named = message.split("last good checkpoint: ")[1]
-        assert named == "none" or (Path(named) / "state").is_dir()
+        assert re.search(r"not finite in layer \d heads 0, 1 \(\d+ rows\)", message)
+        assert (Path(message.split("last good checkpoint: ")[1]) / "state").is_dir()
         assert records(run, "train")[-1]["loss"] is None
         # Nothing that is not finite was saved.
         for checkpoint in (run / "checkpoints").iterdir():
@@ -195,16 +196,28 @@ class TestEvaluate:
 
 
 BAD = [
-    ("train", "Missing from egattn train: PATH"),
+    ("train --data {data}", "Missing from egattn train: PATH"),
     ("trian", "unknown command 'trian'; did you mean 'train'"),
-    ("train {new} --data {data} --presset sm", "unknown argument '--presset'; did you mean '--preset'"),
+    (
+        "train {new} --data {data} --presset sm",
+        "unknown argument '--presset'; did you mean '--preset'",
+    ),
     ("train {new} --data {data} --model.num-head 2", "did you mean '--model.num-heads'"),
     ("train {new} --data {data} --preset sm_scfufn", "did you mean 'sm_scfuffn'"),
-    ("train {new} --data {data} --model.num-heads 5", "num_heads must divide embed_dim, got 5 and 768"),
-    ("train {new} --data {data} --model.num-heads x", "--model.num-heads: invalid literal for int()"),
+    (
+        "train {new} --data {data} --model.num-heads 5",
+        "num_heads must divide embed_dim, got 5 and 768",
+    ),
+    (
+        "train {new} --data {data} --model.num-heads x",
+        "--model.num-heads: invalid literal for int()",
+    ),
     ("train {new} --data {data} --model.context-length 64", "longer than the windows"),
     ("train {new} --data {data} --model.vocab-size 999", "vocab_size must be that of the data's"),
-    ("train {new} --data {data} --model.temperature 0", "temperature must be > 0 and finite, got 0.0"),
+    (
+        "train {new} --data {data} --model.temperature 0",
+        "temperature must be > 0 and finite, got 0.0",
+    ),
     ("train {new} --data {data} --mesh fsdp=3", "mesh 'fsdp=3' has 3 devices, expected 8"),
     ("train {new} --data {data} --batch-size 12", "divisible by replica x fsdp = 8, got 12"),
     ("train {new} --data {data} --batch-size 9 --accumulation 2", "divisible by accumulation"),
@@ -282,15 +295,13 @@ def test_report_of_a_real_run(finished, tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"report: {tmp_path / 'report' / 'index.html'}" in text
     loss = records(finished, "validation")[-1]["loss"]
-    assert f"{loss:.3f}" in text
+    assert f"{loss:.4f}" in text
 
 
 @pytest.mark.parametrize("command", ["", "--help", "train --help", "prepare --help"])
 def test_help(command, capsys):
-    try:
+    with contextlib.suppress(SystemExit):
         main(command.split())
-    except SystemExit as stop:
-        assert not stop.code
     assert "usage: egattn" in capsys.readouterr().out
 
 
@@ -299,5 +310,7 @@ def events(path: Path):
     content, position = path.read_bytes(), 0
     while position < len(content):
         (length,) = struct.unpack_from("<Q", content, position)
-        yield event_pb2.Event.FromString(content[position + 12 : position + 12 + length])
+        yield event_pb2.Event.FromString(  # pyright: ignore[reportAttributeAccessIssue]
+            content[position + 12 : position + 12 + length]
+        )
         position += 16 + length

@@ -1,6 +1,7 @@
 """The decoder against a float64 NumPy forward pass, and its options against each other."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -52,9 +53,7 @@ def perturbed(variables, scale=0.05):
     """Parameters away from their symmetric initial values, so that each of them matters."""
     leaves, tree = jax.tree.flatten(variables["params"])
     keys = jax.random.split(jax.random.key(7), len(leaves))
-    leaves = [
-        x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
-    ]
+    leaves = [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     return {**variables, "params": jax.tree.unflatten(tree, leaves)}
 
 
@@ -75,7 +74,9 @@ class NumpyDecoder:
     @staticmethod
     def norm(x, p):
         centred = x - x.mean(-1, keepdims=True)
-        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+        return (
+            centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+        )
 
     def matrix(self, name, p):
         w = p["kernel"]
@@ -224,9 +225,7 @@ class TestReparametrisation:
     @pytest.mark.parametrize("group", GROUPS)
     def test_starts_as_the_plain_network(self, reparam, group, tokens):
         plain = preset("sm", num_layers=1)
-        changed = dataclasses.replace(
-            plain, weight_reparam=reparam, reparam_matrices=GROUPS[group]
-        )
+        changed = dataclasses.replace(plain, weight_reparam=reparam, reparam_matrices=GROUPS[group])
         expected = apply(plain, init(plain, tokens), tokens)
         variables = init(changed, tokens)
         actual = apply(changed, variables, tokens)
@@ -306,13 +305,16 @@ class TestInsideOtherModels:
                 return nn.Dense(3)((x + y).mean(1)), entropy
 
         x = jax.random.normal(jax.random.key(0), (2, 8, 16))
-        (logits, entropy), variables = Classifier().init_with_output(jax.random.key(1), x)
+        output: Any
+        output, variables = Classifier().init_with_output(jax.random.key(1), x)
+        logits, entropy = output
         assert logits.shape == (2, 3)
         assert entropy.shape == (2, 2, 8)
         assert variables["params"]["EntropyAttention_0"]["log_temperature"].shape == (2, 8)
 
         def entropy_loss(params):
-            return Classifier().apply({"params": params}, x)[1].mean()
+            entropy: Any = Classifier().apply({"params": params}, x)[1]
+            return entropy.mean()
 
         grads = jax.grad(entropy_loss)(variables["params"])["EntropyAttention_0"]
         for name in ("q", "k"):
@@ -322,10 +324,10 @@ class TestInsideOtherModels:
     def test_decoder_through_the_nnx_bridge(self, tokens):
         config = preset("sm_t_scfuffn")
         model = nnx.bridge.ToNNX(egattn.Decoder(config), rngs=nnx.Rngs(0)).lazy_init(tokens)
-        output = model(tokens)
+        output: Any = model(tokens)
         assert output.logits.shape == (2, 24, 300)
 
-        def loss(model):
+        def loss(model: Any):
             return model(tokens).entropy.mean()
 
         grads = nnx.grad(loss)(model)
@@ -352,7 +354,10 @@ class TestBadConfig:
             ({"feed_forward": ("mlp",)}, "must name 2 layers, got 1"),
             ({"biases": ("q", "w")}, "unknown biases 'w'"),
             ({"num_layers": 0}, "num_layers must be >= 1, got 0"),
-            ({"embed_dims": 3}, "unknown DecoderConfig field 'embed_dims'; did you mean 'embed_dim'"),
+            (
+                {"embed_dims": 3},
+                "unknown DecoderConfig field 'embed_dims'; did you mean 'embed_dim'",
+            ),
         ],
         ids=str,
     )
@@ -361,7 +366,9 @@ class TestBadConfig:
             preset("sm_ln_g", **fields)
 
     def test_unknown_preset_names_the_nearest(self):
-        with pytest.raises(ValueError, match="unknown preset 'sm_scfufn'; did you mean 'sm_scfuffn'"):
+        with pytest.raises(
+            ValueError, match="unknown preset 'sm_scfufn'; did you mean 'sm_scfuffn'"
+        ):
             egattn.DecoderConfig.preset("sm_scfufn")
 
     def test_too_many_positions(self):

@@ -150,10 +150,16 @@ class TestComparison:
     def test_lines_for_the_terminal(self, tmp_path, base):
         never = make_run(tmp_path / "never", entropies(2, 2), evaluated={})
         broken = make_run(tmp_path / "broken", entropies(2, 2), evaluated={30: math.nan})
-        first, *others = summary_lines([base, never, broken])
-        assert first.split("  ")[:2] == ["base", ""]
-        assert "loss 3.2500  perplexity 25.790 (+0.0 %)  bits/byte 1.0833" in first
-        assert others == ["never   not evaluated", "broken  validation loss not finite"]
+        other = make_run(tmp_path / "other", entropies(2, 2), evaluated={30: 3.5})
+        lines = summary_lines([base, other, never, broken])
+        assert len({len(line) for line in lines}) == 1
+        assert [re.split(r" {2,}", line) for line in lines] == [
+            ["run", "validation loss", "perplexity", "bits per byte", "delta %"],
+            ["base", "3.2500", "25.790", "1.0833", "reference"],
+            ["other", "3.5000", "33.115", "1.1667", "+28.4"],
+            ["never", "not evaluated", "\u2013", "\u2013", "\u2013"],
+            ["broken", "not finite", "not finite", "not finite", "\u2013"],
+        ]
 
     def test_only_settings_that_differ_are_listed(self, tmp_path, base, out):
         other = make_run(tmp_path / "other", entropies(4, 8), weight=0.16)
@@ -182,7 +188,8 @@ class TestPage:
         assert embedded == {path.read_bytes() for path in out.glob("*.png")}
 
     def test_text_of_run_files_is_escaped(self, tmp_path, base, out):
-        nasty = r'<script>alert("$\frac{1$")<'
+        # Katakana is not in the figures' font, which must not warn.
+        nasty = r'<script>alert("$\frac{1$ラン")<'
         run = make_run(tmp_path / nasty, entropies(2, 2), preset=nasty, seed=nasty)
         metrics = run / "metrics.jsonl"
         metrics.write_text(metrics.read_text().replace("8 x imaginary", "<b>&amp;"))
@@ -319,6 +326,12 @@ class TestBadInput:
             report(out, base)
         assert complaint in str(error.value)
         assert not out.parent.exists()
+
+    def test_evaluation_on_an_unknown_number_of_windows(self, base, out):
+        path = base / "metrics.jsonl"
+        path.write_text(path.read_text().replace('"windows": 64', '"windows": null'))
+        with pytest.raises(ValueError, match=r"line 4: expected a whole windows, got None"):
+            report(out, base)
 
     def test_shape_that_changes_within_a_run(self, base, out):
         path = base / "metrics.jsonl"

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,9 @@ from egattn.train.step import batch_sharding, init_state, make_train_step
 SIZE = {"vocab_size": 300, "context_length": 16, "num_layers": 2, "num_heads": 4, "embed_dim": 32}
 
 
-def config(preset="ereg_sm_t_scfuffn", *, accumulation=1, penalty=None, optimizer=None, **model):
+def config(
+    preset="ereg_sm_t_scfuffn", *, accumulation=1, penalty=None, optimizer=None, **model: Any
+):
     defaults = TrainConfig.preset_defaults(preset, Path("unused"), **{**SIZE, **model})
     return dataclasses.replace(
         defaults,
@@ -39,9 +42,7 @@ def run(c: TrainConfig, mesh: Mesh | None = None, steps: int = 4):
     # Text-like: a few tokens are frequent, so that there is something to learn at once.
     rng = np.random.default_rng(0)
     rows = np.minimum(rng.zipf(1.3, (8, c.model.context_length + 1)), 299).astype(np.int32)
-    tokens = jax.device_put(
-        rows.reshape(c.accumulation, -1, rows.shape[1]), batch_sharding(mesh)
-    )
+    tokens = jax.device_put(rows.reshape(c.accumulation, -1, rows.shape[1]), batch_sharding(mesh))
     state, step, records = init_state(c, mesh), make_train_step(c, mesh), []
     for _ in range(steps):
         state, metrics = step(state, tokens)
@@ -84,9 +85,9 @@ class TestNumbersDoNotDepend:
         c = config(penalty=PENALTIES["mean"], accumulation=2, scan_layers=True, remat=True)
         check_same(base["mean"], run(c, make_mesh("replica=2,fsdp=2,tensor=2")))
 
-    @pytest.mark.parametrize("option", ["scan_layers", "remat"])
-    def test_on_how_layers_run(self, option, base):
-        check_same(base["mean"], run(config(penalty=PENALTIES["mean"], **{option: True})))
+    @pytest.mark.parametrize("option", [{"scan_layers": True}, {"remat": True}])
+    def test_on_how_layers_run(self, option: dict[str, Any], base):
+        check_same(base["mean"], run(config(penalty=PENALTIES["mean"], **option)))
 
     def test_on_accumulation_with_spectral_norm(self):
         plain, accumulated = (run(config("sm_snorm", accumulation=k)) for k in (1, 4))
@@ -163,6 +164,7 @@ class TestOptimizer:
         m, v = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
         for t in (1, 2):
             grads = {name: rng.standard_normal(5).astype(np.float32) for name in params}
+            updates: Any
             updates, state = optimizer.update(grads, state, actual)
             actual = {name: actual[name] + updates[name] for name in params}
             norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))

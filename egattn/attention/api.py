@@ -3,6 +3,7 @@
 from typing import Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
@@ -83,8 +84,8 @@ def _checked_temperature(temperature, shape: tuple[int, ...]) -> Float[Array, ".
     if not fits:
         raise ValueError(f"temperature must broadcast to [B, H, T] = {shape}, got {t.shape}")
     # Values are known only outside jit; inside, a learned log-temperature is positive by design.
-    if not isinstance(t, Tracer) and not bool((t > 0).all()):
-        raise ValueError(f"temperature must be > 0, got a minimum of {float(t.min())}")
+    if not isinstance(temperature, Tracer) and not (np.asarray(temperature) > 0).all():
+        raise ValueError(f"temperature must be > 0, got a minimum of {np.min(temperature)}")
     return t
 
 

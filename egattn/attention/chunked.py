@@ -72,6 +72,11 @@ def attend(
 ) -> tuple[Float[Array, "batch length heads head_dim"], Float[Array, "batch heads length"]]:
     """As `reference.attend`, without any [T, S] array in forward or backward."""
     batch, length, heads, head_dim = query.shape
+    if query.dtype == jnp.float32:
+        # Into the query, where it costs nothing. Narrower queries would lose digits to it: their
+        # scores are scaled instead.
+        query = query * jnp.swapaxes(row_scale, 1, 2)[..., None]
+        row_scale = jnp.ones_like(row_scale)
     kv_heads = key.shape[2]
     blocks = _Blocks.of(heads // kv_heads, length, key.shape[1], causal)
     q = jnp.moveaxis(query.reshape(batch, length, kv_heads, -1, head_dim), 1, 3)
@@ -118,14 +123,13 @@ def _forward(blocks: _Blocks, q, k, v, r, segments):
         def key_block(j, carry):
             row_max, total, weighted, out = carry
             s, mask = _scores(blocks, q[i], r[i], k[j], segments, i, j)
-            s = jnp.where(mask, s, -jnp.inf)
-            new_max = jnp.maximum(row_max, s.max(-1))
+            new_max = jnp.maximum(row_max, jnp.where(mask, s, -jnp.inf).max(-1))
             base = jnp.where(new_max == -jnp.inf, 0.0, new_max)
             shift = jnp.where(row_max == -jnp.inf, 0.0, row_max - base)
             keep = jnp.exp(shift)
-            x = s - base[..., None]
-            e = jnp.exp(x)
-            weighted = keep * (weighted + shift * total) + jnp.where(mask, e * x, 0.0).sum(-1)
+            x = jnp.where(mask, s - base[..., None], 0.0)
+            e = jnp.where(mask, jnp.exp(x), 0.0)
+            weighted = keep * (weighted + shift * total) + (e * x).sum(-1)
             total = keep * total + e.sum(-1)
             out = keep[..., None] * out + _dot("bkrs,bksd->bkrd", e.astype(v.dtype), v[j])
             return new_max, total, weighted, out

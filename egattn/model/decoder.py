@@ -13,7 +13,6 @@ from egattn.model.config import DecoderConfig, FeedForwardKind
 from egattn.model.feed_forward import FeedForward
 from egattn.model.linear import SPECTRAL
 
-
 Constrain = Callable[[Array], Array]
 
 

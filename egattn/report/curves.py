@@ -8,6 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from egattn.report.runs import Run
@@ -179,6 +180,7 @@ def _mark(ax: Axes, level: float, label: str, dashes: str) -> None:
         textcoords="offset points",
         ha="right",
         fontsize=8,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
     )
 
 

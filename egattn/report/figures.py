@@ -1,5 +1,6 @@
 """All figures of a report, in reading order."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,7 +26,9 @@ _FIGURES: tuple[Callable[[Sequence[Run]], Plot | None], ...] = (
 @contextmanager
 def drawing() -> Iterator[None]:
     """Within it, figures are drawn and saved in the report's style, whatever the user's own."""
-    with matplotlib.style.context(["default", STYLE]):
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+        # Letters that the font lacks are drawn as boxes; the page has every name in full.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         yield
 
 

@@ -1,5 +1,6 @@
 """Figures of heads and layers at the last evaluation."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -140,7 +141,14 @@ def _heat_maps(
             _annotate(ax, heads, norm, cell)
     ticks = LogLocator(subs=(1, 2, 5)) if isinstance(norm, LogNorm) else None
     bar = figure.colorbar(
-        ScalarMappable(norm, colours), ax=axes, label=label, pad=0.02, ticks=ticks, format="{x:.3g}"
+        ScalarMappable(norm, colours),
+        ax=axes,
+        label=label,
+        pad=0.02,
+        # Height over width: a bar beside several rows stays as narrow as beside one.
+        aspect=20 * math.ceil(len(maps) / 2),
+        ticks=ticks,
+        format="{x:.3g}",
     )
     bar.minorticks_off()
     return figure

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import math
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from egattn.report.runs import Run
 from egattn.report.style import Plot
-from egattn.report.summary import ABSENT, Row, differing
+from egattn.report.summary import ABSENT, Row, differing, number, scores
 
 # By this a directory is recognised as a report that may be replaced.
 GENERATOR = '<meta name="generator" content="egattn report">'
@@ -108,25 +107,20 @@ def _comparison(runs: Sequence[Run], rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row, first: bool) -> list[str]:
+    loss, perplexity, bits_per_byte, delta = scores(row, first)
     shares = ABSENT if row.shares is None else " / ".join(f"{100 * x:.0f}" for x in row.shares)
     return [
         row.name,
         row.preset or ABSENT,
-        _number(row.parameters, "{:,}"),
-        _number(row.tokens, "{:,}"),
-        "not evaluated" if row.evaluated_at is None else _number(row.loss, "{:.4f}"),
-        _number(row.perplexity, "{:.3f}" if (row.perplexity or 0) < 1e4 else "{:.3g}"),
-        "reference" if first else _number(row.delta, "{:+.1f}"),
-        _number(row.bits_per_byte, "{:.4f}"),
+        number(row.parameters, "{:,}"),
+        number(row.tokens, "{:,}"),
+        loss,
+        perplexity,
+        delta,
+        bits_per_byte,
         shares,
-        _number(row.tokens_per_second, "{:,.0f}"),
+        number(row.tokens_per_second, "{:,.0f}"),
     ]
-
-
-def _number(value: float | None, form: str) -> str:
-    if value is None:
-        return ABSENT
-    return form.format(value) if math.isfinite(value) else "not finite"
 
 
 def _caveats(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:

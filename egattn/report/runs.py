@@ -193,8 +193,9 @@ def _record(record: Any, shapes: dict[str, tuple[int, ...]]) -> tuple[str, dict[
         known = shapes.setdefault(name, values[name].shape)
         if values[name].shape != known:
             raise ValueError(f"expected {name} of shape {known}, got {values[name].shape}")
-    if type(record["step"]) is not int:
-        raise ValueError(f"expected a whole step, got {record['step']!r}")
+    for name in ("step", "windows"):
+        if name in values and type(record[name]) is not int:
+            raise ValueError(f"expected a whole {name}, got {record[name]!r}")
     if kind == "validation":
         learned = record.get("learned") or {}
         values["learned"] = {

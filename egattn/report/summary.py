@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,15 +71,44 @@ def compare(runs: Sequence[Run]) -> list[Row]:
 
 
 def summary_lines(paths: Sequence[Path]) -> list[str]:
-    """Describes each run directory in a line: loss, perplexity, difference, bits per byte.
+    """Compares run directories as a table for the terminal.
+
+    Args:
+      paths: The directories; the first is the one that others are compared with.
+
+    Returns:
+      A header, then a line per run: validation loss (nats per token), perplexity, bits per byte
+      and the perplexity's difference from the first run's in percent.
 
     Raises:
       FileNotFoundError: If a directory is missing or is not a run's.
       ValueError: If a file does not hold what a run writes.
     """
     rows = comparison(paths)
-    width = max(len(row.name) for row in rows)
-    return [f"{row.name:{width}s}  {_line(row)}" for row in rows]
+    table = [("run", "validation loss", "perplexity", "bits per byte", "delta %")]
+    table += [(row.name, *scores(row, first=i == 0)) for i, row in enumerate(rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])])
+        for name, *numbers in table
+    ]
+
+
+def scores(row: Row, first: bool) -> tuple[str, str, str, str]:
+    """Formats a run's loss, perplexity, bits per byte and difference from the first run."""
+    return (
+        "not evaluated" if row.evaluated_at is None else number(row.loss, "{:.4f}"),
+        number(row.perplexity, "{:.3f}" if (row.perplexity or 0) < 1e4 else "{:.3g}"),
+        number(row.bits_per_byte, "{:.4f}"),
+        "reference" if first else number(row.delta, "{:+.1f}"),
+    )
+
+
+def number(value: float | None, form: str) -> str:
+    """Formats a number of a table, which may be absent (None) or not finite."""
+    if value is None:
+        return ABSENT
+    return form.format(value) if math.isfinite(value) else "not finite"
 
 
 def range_counts(heads: np.ndarray) -> np.ndarray:
@@ -133,21 +163,9 @@ def _row(run: Run) -> Row:
 
 
 def _delta(perplexity: float | None, first: float | None) -> float | None:
-    if perplexity is None or first is None or not np.isfinite([perplexity, first]).all():
+    if not perplexity or not first or not np.isfinite([perplexity, first]).all():
         return None
     return 100 * (perplexity / first - 1)
-
-
-def _line(row: Row) -> str:
-    if row.loss is None or row.perplexity is None or row.bits_per_byte is None:
-        return "not evaluated"
-    if not np.isfinite(row.loss):
-        return "validation loss not finite"
-    delta = "" if row.delta is None else f" ({row.delta:+.1f} %)"
-    return (
-        f"validation loss {row.loss:.4f}  perplexity {row.perplexity:.3f}{delta}  "
-        f"bits/byte {row.bits_per_byte:.4f}"
-    )
 
 
 def _value(config: dict[str, Any], name: str) -> str:

@@ -16,7 +16,7 @@ from egattn.data import Manifest, evaluation_batches, load_manifest, token_bytes
 from egattn.entropy import entropy_summary, range_shares
 from egattn.model import Decoder
 from egattn.model.linear import SPECTRAL
-from egattn.sharding import check_batch, make_mesh
+from egattn.sharding import check_batch, make_mesh, settle
 from egattn.train.checkpoints import Checkpoints
 from egattn.train.config import TrainConfig, from_json
 from egattn.train.step import TrainState, batch_sharding, make_eval_step
@@ -75,6 +75,7 @@ class Evaluator:
                 for x in (tokens, weights)
             )
             totals.append(self._step(state, *arrays))
+            settle(totals[-1])
             target_bytes += int((self._bytes[tokens[:, 1:]].sum(1) * weights).sum())
         # Summed on the host in float64: a split has more tokens than float32 can count.
         sums = jax.tree.map(lambda *x: np.sum(np.stack(x), 0, np.float64), *jax.device_get(totals))

@@ -16,7 +16,7 @@ from egattn.data import batches, load_manifest
 from egattn.entropy import max_entropy
 from egattn.model.learned import learned_values
 from egattn.optimizer import make_schedule
-from egattn.sharding import check_batch, make_mesh
+from egattn.sharding import check_batch, make_mesh, settle
 from egattn.train.checkpoints import Checkpoints
 from egattn.train.config import TrainConfig, differences, from_json, to_json
 from egattn.train.console import Display
@@ -88,6 +88,7 @@ class _Loop:
         self._clock, self._logged, self._pending = time.perf_counter(), first, None
         for step in range(first + 1, c.steps + 1):
             state, metrics = step_fn(state, self._device_batch(next(source)))
+            settle(metrics)
             self._check()
             self._pending = (step, metrics)
             last = step == c.steps

@@ -127,8 +127,8 @@ def _gradients(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
 def _features(
     config: TrainConfig, mesh: Mesh, params, spectral, tokens
 ) -> tuple[DecoderFeatures, PyTree]:
-    # Without constraints XLA's partitioner may split the residual's cotangent over `tensor` and then
-    # gets gradients wrong, without an error (jax 0.10.2 and 0.12.0.1, all three axes > 1).
+    # Without constraints XLA's partitioner may split the residual's cotangent over `tensor`, and
+    # gets gradients wrong without an error (jax 0.10.2 and 0.12.0.1, all three axes > 1).
     model = Decoder(config.model, constrain=functools.partial(constrain_batch, mesh))
     features, updated = model.apply(
         {"params": params, SPECTRAL: spectral},
