@@ -1,8 +1,9 @@
-"""Frozen dataclasses read back from JSON, accepting exactly what was written."""
+"""Configs as JSON: read back strictly, and flattened to dotted names."""
 
 import dataclasses
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,3 +64,12 @@ def _union(options: tuple[Any, ...], value: Any, where: str) -> Any:
         except ValueError:
             continue
     raise ValueError(f"{where}: expected one of {options}, got {value!r}")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ("a.b", value) for each leaf of nested dicts."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

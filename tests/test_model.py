@@ -305,9 +305,8 @@ class TestInsideOtherModels:
                 return nn.Dense(3)((x + y).mean(1)), entropy
 
         x = jax.random.normal(jax.random.key(0), (2, 8, 16))
-        output: Any
-        output, variables = Classifier().init_with_output(jax.random.key(1), x)
-        logits, entropy = output
+        result: Any = Classifier().init_with_output(jax.random.key(1), x)
+        (logits, entropy), variables = result
         assert logits.shape == (2, 3)
         assert entropy.shape == (2, 2, 8)
         assert variables["params"]["EntropyAttention_0"]["log_temperature"].shape == (2, 8)

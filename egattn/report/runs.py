@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from egattn._strict import flatten
+
 # Arrays of each kind of record, with their number of dimensions.
 _FIELDS: dict[str, dict[str, int]] = {
     "start": {},
@@ -139,19 +141,11 @@ def _config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected JSON, got {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected an object, got {tree!r}")
-    leaves = dict(_leaves(tree))
+    leaves = dict(flatten(tree))
     length = leaves.get("model.context_length")
     if type(length) is not int or length < 1:
         raise ValueError(f"{path}: expected a positive model.context_length, got {length!r}")
     return leaves
-
-
-def _leaves(tree: dict[str, Any], prefix: str = ""):
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _records(path: Path) -> dict[str, list[dict[str, Any]]]:

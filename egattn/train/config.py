@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import tyro
 
 from egattn._spelling import unknown
-from egattn._strict import parse
+from egattn._strict import flatten, parse
 from egattn.entropy import Kind, Reduction
 from egattn.model import DecoderConfig
 from egattn.optimizer import OptimizerConfig
@@ -148,17 +148,9 @@ def from_json(text: str) -> TrainConfig:
 
 def differences(a: TrainConfig, b: TrainConfig) -> list[str]:
     """Describes the fields in which two runs compute something else."""
-    flat_a, flat_b = (dict(_flatten(dataclasses.asdict(c))) for c in (a, b))
+    flat_a, flat_b = (dict(flatten(dataclasses.asdict(c))) for c in (a, b))
     return [
         f"{name}: {flat_a[name]} != {flat_b[name]}"
         for name in flat_a
         if flat_a[name] != flat_b[name] and name not in RUNTIME_FIELDS
     ]
-
-
-def _flatten(tree: dict[str, Any], prefix: str = ""):
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
