@@ -38,8 +38,8 @@ class Config:
     num_heads: int = 4
     embed_dim: int = 128
     context_length: int = 128
-    vocab_size: int = 4096
-    batch_size: int = 32
+    vocab_size: int = 2048
+    batch_size: int = 16
     rounds: int = 40
     """Steps timed of each kind."""
     out: Path | None = None
