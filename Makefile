@@ -17,7 +17,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 benchmark: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.step_time
+	$(BIN)/python -m benchmarks.step_time $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("egattn needs Python 3.11 or newer; try make PYTHON=python3.12")'

@@ -63,7 +63,7 @@ def entropy_attention(
 
 
 def _select(name: str | None):
-    # Chunked is never slower than the dense form and needs less memory: see docs/performance.md.
+    # Linear memory everywhere, and on CPU no slower than the dense form (benchmarks/step_time.py).
     if name is None:
         return chunked.attend
     if name not in get_args(Implementation):
