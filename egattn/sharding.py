@@ -1,5 +1,6 @@
 """The mesh and the one table that says how parameters and batches are split over it."""
 
+import math
 import re
 from typing import Any
 
@@ -51,15 +52,20 @@ def make_mesh(spec: str | None = None) -> Mesh:
             if not size.isdigit() or int(size) < 1:
                 raise ValueError(f"mesh axis {name!r} needs a positive size, got {size!r}")
             sizes[name] = int(size)
-    product = sizes["replica"] * sizes["fsdp"] * sizes["tensor"]
+    product = math.prod(sizes.values())
     if product != devices:
         raise ValueError(f"mesh {spec!r} has {product} devices, expected {devices}")
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def batch_shards(mesh: Mesh) -> int:
+    """Number of parts that the batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
 def check_batch(mesh: Mesh, sequences: int) -> None:
     """Raises ValueError unless `sequences` divide evenly over the mesh's batch axes."""
-    shards = mesh.shape["replica"] * mesh.shape["fsdp"]
+    shards = batch_shards(mesh)
     if sequences % shards:
         raise ValueError(
             f"sequences per microbatch must be divisible by replica x fsdp = {shards}, "

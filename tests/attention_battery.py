@@ -25,7 +25,7 @@ INPUTS = ("query", "key", "value", "temperature")
 
 OPTIONS = st.builds(
     Options,
-    length=st.sampled_from(LENGTHS),
+    length=st.sampled_from(LENGTHS) | st.integers(1, 300),
     batch=st.integers(1, 3),
     kv_heads=st.integers(1, 2),
     group=st.integers(1, 3),

@@ -85,15 +85,16 @@ def _checked_temperature(temperature, shape: tuple[int, ...]) -> Float[Array, ".
         raise ValueError(f"temperature must broadcast to [B, H, T] = {shape}, got {t.shape}")
     # Values are known only outside jit; inside, a learned log-temperature is positive by design.
     if not isinstance(temperature, Tracer) and not (np.asarray(temperature) > 0).all():
-        raise ValueError(f"temperature must be > 0, got a minimum of {np.min(temperature)}")
+        least = np.asarray(temperature).min()
+        raise ValueError(f"temperature must be > 0, got a minimum of {least}")
     return t
 
 
 def _check_shapes(query: Array, key: Array, value: Array, segment_ids: Array | None) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
-        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+        if x.ndim != 4 or x.size == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
-                f"{name} must be a floating [batch, length, heads, head_dim] array, "
+                f"{name} must be a non-empty floating [batch, length, heads, head_dim] array, "
                 f"got {x.dtype} {x.shape}"
             )
     if key.shape != value.shape:

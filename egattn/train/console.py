@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from egattn.sharding import batch_shards
 from egattn.train.config import TrainConfig
 from egattn.train.step import TrainState
 
@@ -47,7 +48,7 @@ class Display:
         show(
             f"batch: {c.batch_size} sequences of {c.model.context_length} tokens "
             f"({c.batch_size * c.model.context_length:,} tokens a step; "
-            f"{c.accumulation} x {micro}, {micro // mesh_batch(mesh)} per device)"
+            f"{c.accumulation} x {micro}, {micro // batch_shards(mesh)} per device)"
         )
         show(f"data: {c.data}   run: {c.run} (metrics.jsonl, tensorboard/, checkpoints/)")
         if first_step:
@@ -71,18 +72,9 @@ class Display:
             f"mean entropy {values['head_entropy'].mean():.3f} nats"
         )
 
-    def message(self, text: str) -> None:
-        """Shows a line."""
-        self._console.print(text)
-
     @property
     def _tokens_per_step(self) -> int:
         return self._config.batch_size * self._config.model.context_length
-
-
-def mesh_batch(mesh: Mesh) -> int:
-    """Number of parts that the batch is split into."""
-    return mesh.shape["replica"] * mesh.shape["fsdp"]
 
 
 def _parameter_table(params: Any) -> Table:
