@@ -2,12 +2,16 @@
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from egattn._spelling import unknown
+from egattn.attention import entropy_attention
+from egattn.attention.select import Implementation
 
 AXES = ("replica", "fsdp", "tensor")
 BATCH = ("replica", "fsdp")
@@ -82,6 +86,50 @@ def constrain_batch(mesh: Mesh, x: jax.Array) -> jax.Array:
     """Tells the partitioner that only axis 0 of an activation is split, as the batch is."""
     spec = PartitionSpec(BATCH, *[None] * (x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def attend_per_shard(mesh: Mesh) -> Callable:
+    """Returns `entropy_attention` for a mesh: each device runs it on its examples and heads.
+
+    XLA cannot split a kernel of its own accord: it would gather everything on every device. The
+    batch is split over replica and fsdp, heads over tensor; an axis that the mesh does not divide
+    stays whole on all devices, and heads do where it does not divide the key heads.
+    """
+    if mesh.size == 1 and mesh.devices.flat[0].platform == jax.default_backend():
+        return entropy_attention
+
+    def attend(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        temperature: jax.Array | float | None = None,
+        scale: float | None = None,
+        causal: bool = True,
+        segment_ids: jax.Array | None = None,
+        implementation: Implementation | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        batch, length, heads, _ = query.shape
+        examples = None if batch % batch_shards(mesh) else BATCH
+        split = None if key.shape[2] % mesh.shape["tensor"] else "tensor"
+        positions, rows = PartitionSpec(examples, None, split), PartitionSpec(examples, split)
+        if temperature is not None:
+            temperature = jnp.broadcast_to(temperature, (batch, heads, length))
+
+        def local(query, key, value, temperature, segment_ids):
+            return entropy_attention(
+                query, key, value, temperature, scale, causal, segment_ids, implementation
+            )
+
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(positions, positions, positions, rows, PartitionSpec(examples)),
+            out_specs=(positions, rows),
+            # Kernels do not say over which axes their results vary.
+            check_vma=False,
+        )(query, key, value, temperature, segment_ids)
+
+    return attend
 
 
 def settle(arrays: Any) -> None:

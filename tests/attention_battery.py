@@ -98,6 +98,10 @@ class AttentionBattery:
         }
         return Solution(np.asarray(out, np.float64), np.asarray(entropy, np.float64), wide, {})
 
+    def expected(self, problem: Problem) -> Solution:
+        """The right answer for the inputs that `solve` hands to the implementation."""
+        return oracle.solve(problem)
+
     def loss(self, problem: Problem):
         options = {"scale": problem.scale, "causal": problem.causal}
         if problem.segment_ids is not None:
@@ -120,7 +124,7 @@ class AttentionBattery:
         return inputs, tuple(jnp.asarray(x, jnp.float32) for x in weights)
 
     def assert_solves(self, problem: Problem) -> None:
-        actual, expected = self.solve(problem), oracle.solve(problem)
+        actual, expected = self.solve(problem), self.expected(problem)
         assert_close("output", actual.out, expected.out, self.output_tolerance)
         assert_entropy(actual.entropy, expected.entropy, self.entropy_tolerance)
         assert_gradients(actual.gradients, expected, self.gradient_tolerance)
@@ -152,7 +156,7 @@ class AttentionBattery:
         problem = Options(length, batch=1, kv_heads=1, head_dim=64, causal=causal).problem()
         temperature = np.geomspace(0.2, 2, 2 * length, dtype=np.float32).reshape(2, length)
         problem = dataclasses.replace(problem, query=4 * problem.query, temperature=temperature)
-        actual, expected = self.solve(problem), oracle.solve(problem)
+        actual, expected = self.solve(problem), self.expected(problem)
         assert_entropy(actual.entropy, expected.entropy, self.sharp_entropy_tolerance)
         for gradient in actual.gradients.values():
             assert np.isfinite(gradient).all()
@@ -163,7 +167,7 @@ class AttentionBattery:
         query, key = np.rint(2 * problem.query), np.rint(2 * problem.key)
         query[..., 0], key[..., 0] = 1, 2**14
         problem = dataclasses.replace(problem, query=query, key=key, scale=2**-4)
-        actual, expected = self.solve(problem), oracle.solve(problem)
+        actual, expected = self.solve(problem), self.expected(problem)
         assert_entropy(actual.entropy, expected.entropy, self.sharp_entropy_tolerance)
 
     def test_zero_scores_give_the_logarithm_of_the_number_of_keys(self):
@@ -235,7 +239,7 @@ class AttentionBattery:
         together = self.solve(packed)
         for start, stop in itertools.pairwise(edges):
             part = slice(start, stop)
-            alone = oracle.solve(cut(packed, part))
+            alone = self.expected(cut(packed, part))
             assert_close("output", together.out[:, part], alone.out, self.output_tolerance)
             assert_entropy(together.entropy[..., part], alone.entropy, self.entropy_tolerance)
             gradients = {name: together.gradients[name][:, part] for name in INPUTS[:3]}

@@ -1,18 +1,11 @@
 """`entropy_attention`: checks its arguments, then hands them to one implementation."""
 
-from typing import Literal, get_args
-
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from egattn._spelling import unknown
-from egattn.attention import chunked, reference
-
-Implementation = Literal["reference", "chunked", "cudnn", "pallas_gpu", "pallas_tpu"]
-
-_IMPLEMENTATIONS = {"reference": reference.attend, "chunked": chunked.attend}
+from egattn.attention.select import Implementation, Problem, select
 
 
 def entropy_attention(
@@ -39,14 +32,16 @@ def entropy_attention(
       causal: Whether query i sees only keys j <= i + S - T (aligned at the end, as a cache needs).
       segment_ids: Document of each position [B, T]; documents do not see each other and a
         negative id marks padding. Needs S = T.
-      implementation: "reference" (dense), "chunked" (no T x T array) or None, which chooses.
+      implementation: "reference" (dense, the definition), "chunked" (plain JAX, no T x T array),
+        "cudnn" (NVIDIA's fused kernel), "pallas_gpu" (Hopper), "pallas_tpu", or None: the fastest
+        that can run these arguments where they are, see `egattn.attention.implementations`.
 
     Returns:
       The output [B, T, H, D] in the query's dtype, and the entropy [B, H, T] in nats, float32.
 
     Raises:
       ValueError: If shapes disagree, a temperature is not positive, or a name is unknown.
-      NotImplementedError: If the named implementation is not available.
+      NotImplementedError: If the named implementation cannot run these arguments here.
 
     Reference:
       Jha & Reagen, Entropy-Guided Attention for Private LLMs, arXiv 2501.03489, Appendix A.
@@ -58,21 +53,9 @@ def entropy_attention(
     if temperature is not None:
         row_scale = row_scale / _checked_temperature(temperature, (batch, heads, length))
     row_scale = jnp.broadcast_to(row_scale, (batch, heads, length))
-    attend = _select(implementation)
+    problem = Problem.of(query, key, value, causal=causal, segment_ids=segment_ids)
+    attend = select(implementation, problem)
     return attend(query, key, value, row_scale, segment_ids, causal=causal)
-
-
-def _select(name: str | None):
-    # Linear memory everywhere, and on CPU no slower than the dense form (benchmarks/step_time.py).
-    if name is None:
-        return chunked.attend
-    if name not in get_args(Implementation):
-        raise ValueError(unknown("implementation", name, get_args(Implementation)))
-    if name not in _IMPLEMENTATIONS:
-        raise NotImplementedError(
-            f"implementation {name!r} is not in this version; {', '.join(_IMPLEMENTATIONS)} are"
-        )
-    return _IMPLEMENTATIONS[name]
 
 
 def _checked_temperature(temperature, shape: tuple[int, ...]) -> Float[Array, "..."]:

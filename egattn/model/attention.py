@@ -1,6 +1,7 @@
 """The attention layer: projections, learnable temperature, output and entropy."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -46,6 +47,9 @@ class EntropyAttention(nn.Module):
     """Precision of the matrix products."""
     implementation: Implementation | None = None
     """Attention implementation; None chooses."""
+    attend: Callable = entropy_attention
+    """The operator, or one with its signature: a place for a mesh, see
+    `egattn.sharding.attend_per_shard`."""
 
     @nn.compact
     def __call__(
@@ -75,7 +79,7 @@ class EntropyAttention(nn.Module):
         q = self._project("q", self.num_heads * head_dim, x).reshape(batch, length, -1, head_dim)
         k = self._project("k", kv_heads * head_dim, x).reshape(batch, length, -1, head_dim)
         v = self._project("v", kv_heads * head_dim, x).reshape(batch, length, -1, head_dim)
-        out, entropy = entropy_attention(
+        out, entropy = self.attend(
             q,
             k,
             v,

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from egattn.attention import entropy_attention
 from egattn.model.attention import EntropyAttention
 from egattn.model.config import DecoderConfig, FeedForwardKind
 from egattn.model.feed_forward import FeedForward
@@ -56,6 +57,8 @@ class Block(nn.Module):
     """This layer's feed-forward."""
     constrain: Constrain = unconstrained
     """Applied to the residual stream, see `Decoder.constrain`."""
+    attend: Callable = entropy_attention
+    """The operator, see `EntropyAttention.attend`."""
 
     @nn.compact
     def __call__(
@@ -81,6 +84,7 @@ class Block(nn.Module):
             output_init_std=residual_std,
             dtype=c.dtype,
             implementation=c.implementation,
+            attend=self.attend,
             name="attention",
         )(norm(c.pre_norm, "attention_norm", x), segment_ids)
         x = self.constrain(x + attended)
@@ -118,6 +122,8 @@ class Decoder(nn.Module):
     constrain: Constrain = unconstrained
     """Applied to the residual stream [B, T, d] wherever it is written: a place for sharding
     constraints, see `egattn.sharding.constrain_batch`."""
+    attend: Callable = entropy_attention
+    """The operator, see `EntropyAttention.attend`."""
 
     def setup(self):
         """Creates the parameters."""
@@ -193,7 +199,7 @@ class Decoder(nn.Module):
             in_axes=broadcast,
             length=count,
             unroll=1 if c.scan_layers else count,
-        )(c, kind, self.constrain)
+        )(c, kind, self.constrain, self.attend)
 
 
 def norm(kind: str, name: str, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:

@@ -1,6 +1,9 @@
 """The feed-forward layer: two matrices around an activation, or both fused into one."""
 
+import functools
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -59,7 +62,8 @@ class FeedForward(nn.Module):
 
     def _activate(self, h: Array, slope: Array | None) -> Array:
         if self.activation == "gelu":
-            return nn.gelu(h, approximate=True)
+            # Recomputed in the backward pass: to read h again costs less than to store its parts.
+            return jax.checkpoint(functools.partial(nn.gelu, approximate=True))(h)
         if self.activation == "relu":
             return nn.relu(h)
         if self.activation == "identity":
