@@ -1,20 +1,25 @@
 """What entropy costs a training step: the whole jitted step with and without it, in one run.
 
     python -m benchmarks.step_time                      # the demo's size
-    python -m benchmarks.step_time --preset sm_ln_g --num-layers 12 --num-heads 12 --embed-dim 768
+    python -m benchmarks.step_time --preset sm_ln_g ereg_sm_t_scfuffn --num-layers 12 \
+        --num-heads 12 --embed-dim 768 --vocab-size 50304 --dtype bfloat16 \
+        --context-length 128 512 1024 8192 --tokens 16384 --out results    # GPT-2 small
 
-Three steps on the same batch, interleaved, medians of the rounds:
+Steps on the same random tokens, taking turns, medians of the rounds:
 
-- with entropy: the step that `egattn train` runs, statistics and penalty on;
-- penalty off: the same step without penalty and statistics, same attention implementation;
-- stock attention: no entropy anywhere, `jax.nn.dot_product_attention` in its place.
+- entropy: the step that `egattn train` runs, statistics and the penalty of Algorithm 1 on;
+- penalty_off: the same step without penalty and statistics, same attention implementation;
+- stock: no entropy anywhere, `jax.nn.dot_product_attention` in its place (cuDNN on a GPU).
+
+The state is donated and nothing waits for the device within a round. Peak memory is what the
+compiled step asks for: state, batch, results and temporaries.
 """
 
 import dataclasses
-import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from unittest import mock
 
 import jax
@@ -22,103 +27,212 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks.table import write_table
-from egattn.model import attention
-from egattn.sharding import make_mesh
+from benchmarks.table import digits, quartiles, save_table, write_table
+from egattn.attention.api import Implementation
+from egattn.model.config import DType
+from egattn.sharding import make_mesh, settle
+from egattn.train import step as step_module
 from egattn.train.config import PenaltyConfig, TrainConfig
+from egattn.train.flops import utilisation
 from egattn.train.step import batch_sharding, init_state, make_train_step
+
+Case = Literal["entropy", "penalty_off", "stock"]
+
+# Batches taken in turn.
+_BATCHES = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Size of the model and of the measurement."""
+    """Size of the models and of the measurement."""
 
-    preset: str = "ereg_sm_t_scfuffn"
+    preset: tuple[str, ...] = ("ereg_sm_t_scfuffn",)
+    """Presets, one after the other."""
+    context_length: tuple[int, ...] = (128,)
+    """Context lengths T, one after the other; the batch is tokens / T."""
+    tokens: int = 2048
+    """Tokens per step."""
     num_layers: int = 4
     num_heads: int = 4
     embed_dim: int = 128
-    context_length: int = 128
     vocab_size: int = 2048
-    batch_size: int = 16
-    rounds: int = 40
-    """Steps timed of each kind."""
+    dtype: DType = "float32"
+    """Precision of the matrix products."""
+    implementation: tuple[Implementation, ...] = ()
+    """Attention implementations that take turns; default: the library's choice."""
+    cases: tuple[Case, ...] = get_args(Case)
+    """Kinds of step that take turns."""
+    rounds: int = 10
+    """Rounds timed."""
+    steps: int = 4
+    """Steps of each kind in a round."""
+    seed: int = 0
     out: Path | None = None
     """Directory for step_time.json and step_time.md; default: print only."""
 
+    def __post_init__(self):
+        for length in self.context_length:
+            if length < 1 or self.tokens % length:
+                raise SystemExit(
+                    f"expected context lengths that divide {self.tokens} tokens, got {length}"
+                )
+        if self.rounds < 2 or self.steps < 1:
+            raise SystemExit(f"expected rounds >= 2, steps >= 1, got {self.rounds}, {self.steps}")
 
-def stock_attention(query, key, value, temperature=None, *, causal, segment_ids, **_):
+    def kinds(self) -> list[tuple[Case, Implementation | None]]:
+        """Cases with their implementations."""
+        names: tuple[Implementation | None, ...] = self.implementation or (None,)
+        cases = sorted(self.cases, key=lambda case: case != "stock")
+        return [(case, name) for case in cases for name in (names if case != "stock" else (None,))]
+
+    def train_config(self, preset: str, length: int) -> TrainConfig:
+        """The run whose step is timed."""
+        sizes = ("num_layers", "num_heads", "embed_dim", "vocab_size", "dtype")
+        config = TrainConfig.preset_defaults(
+            preset,
+            Path(),
+            context_length=length,
+            threshold=0.5,
+            **{name: getattr(self, name) for name in sizes},
+        )
+        batch_size = self.tokens // length
+        return dataclasses.replace(config, batch_size=batch_size, seed=self.seed)
+
+
+def stock_attention(query, key, value, temperature=None, *, causal=True, segment_ids=None, **_):
     """Attention without entropy, for the baseline."""
     assert segment_ids is None
     if temperature is not None:
         query = query / temperature.T[:, :, None].astype(query.dtype)
-    out = jax.nn.dot_product_attention(query, key, value, is_causal=causal)
+    fused = jax.default_backend() == "gpu" and query.dtype == jnp.bfloat16
+    out = jax.nn.dot_product_attention(
+        query, key, value, is_causal=causal, implementation="cudnn" if fused else "xla"
+    )
     return out, jnp.zeros((query.shape[0], query.shape[2], query.shape[1]), jnp.float32)
 
 
-def build(config: Config, *, penalty: bool, stock: bool):
-    """Returns a compiled step (without the parts switched off) and its initial state."""
-    train = TrainConfig.preset_defaults(
-        config.preset,
-        Path(),
-        threshold=0.5,
-        **{
-            name: getattr(config, name)
-            for name in ("num_layers", "num_heads", "embed_dim", "context_length", "vocab_size")
-        },
-    )
-    weight = 0.16 if penalty else 0.0
-    train = dataclasses.replace(
-        train, batch_size=config.batch_size, penalty=PenaltyConfig(weight=weight)
-    )
+def build(train: TrainConfig, case: Case, implementation: Implementation | None) -> Any:
+    """Returns a compiled step `(state, tokens) -> (state, loss or metrics)`."""
+    # Algorithm 1, as benchmarks/torch_reference.py has it.
+    penalty = PenaltyConfig(weight=0.16 if case == "entropy" else 0.0, reduction="head")
+    model = dataclasses.replace(train.model, implementation=implementation)
+    train = dataclasses.replace(train, penalty=penalty, model=model)
     mesh = make_mesh()
-    step, state = make_train_step(train, mesh), init_state(train, mesh)
-    rows = np.random.default_rng(0).integers(
-        0, config.vocab_size, (1, config.batch_size, config.context_length + 1)
-    )
-    tokens = jax.device_put(rows.astype(np.int32), batch_sharding(mesh))
+    step = make_train_step(train, mesh)
 
     def without_statistics(state, tokens):
         state, metrics = step(state, tokens)
-        return state, metrics["loss"]
+        return state, {"loss": metrics["loss"]}
 
-    chosen = step if penalty else jax.jit(without_statistics, donate_argnums=0)
-    patched = stock_attention if stock else attention.entropy_attention
-    with mock.patch.object(attention, "entropy_attention", patched):
-        return chosen.lower(state, tokens).compile(), state, tokens
+    chosen = step if case == "entropy" else jax.jit(without_statistics, donate_argnums=0)
+    state = jax.eval_shape(lambda: init_state(train, mesh))
+    shape = (1, train.batch_size, train.model.context_length + 1)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+    if case != "stock":
+        return chosen.lower(state, tokens).compile()
+    with mock.patch.object(step_module, "attend_per_shard", return_value=stock_attention) as used:
+        compiled = chosen.lower(state, tokens).compile()
+    used.assert_called()
+    return compiled
+
+
+class Racer:
+    """A compiled step and the state that it carries on."""
+
+    def __init__(self, step: Callable, state: Any, batches: list[jax.Array]):
+        self.step, self.state, self.batches = step, state, batches
+        self.times: list[float] = []
+        self.metrics: dict[str, jax.Array] = {}
+
+    def run(self, steps: int) -> float:
+        """Seconds per step of so many steps."""
+        start = time.perf_counter()
+        for i in range(steps):
+            batch = self.batches[i % len(self.batches)]
+            self.state, self.metrics = self.step(self.state, batch)
+            settle(self.metrics)
+        jax.block_until_ready((self.state, self.metrics))
+        return (time.perf_counter() - start) / steps
+
+    def peak_bytes(self) -> int:
+        """Memory that the compiled step asks for on each device."""
+        memory: Any = self.step.memory_analysis()  # pyright: ignore[reportFunctionMemberAccess]
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
+
+
+def make_batches(train: TrainConfig) -> list[jax.Array]:
+    """Random windows on the devices."""
+    shape = (1, train.batch_size, train.model.context_length + 1)
+    rng = np.random.default_rng(train.seed)
+    sharding = batch_sharding(make_mesh())
+    return [
+        jax.device_put(rng.integers(0, train.model.vocab_size, shape, np.int32), sharding)
+        for _ in range(_BATCHES)
+    ]
+
+
+def measure(config: Config, preset: str, length: int) -> list[dict[str, Any]]:
+    """All kinds of step of one preset at one context length."""
+    train = config.train_config(preset, length)
+    batches, first = make_batches(train), init_state(train, make_mesh())
+    racers: dict[tuple[Case, Implementation | None], Racer] = {}
+    failed = []
+    for kind in config.kinds():
+        start = time.perf_counter()
+        try:
+            racer = Racer(build(train, *kind), jax.tree.map(jnp.copy, first), batches)
+            racer.run(3)
+            racers[kind] = racer
+        except Exception as error:
+            # Not able to, or out of memory: a line in the table, and the others are measured.
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            failed.append({**_names(preset, length, *kind), "not run": reason})
+        print(f"{preset} {length} {kind}: {time.perf_counter() - start:.1f} s", flush=True)
+    for _ in range(config.rounds):
+        for racer in racers.values():
+            racer.times.append(racer.run(config.steps))
+    return [row(train, kind, racers) for kind in racers] + failed
+
+
+def row(train: TrainConfig, kind: tuple[Case, Implementation | None], racers: dict) -> dict:
+    """One line of the table."""
+    racer, length = racers[kind], train.model.context_length
+    low, middle, high = quartiles(racer.times)
+    tokens_per_second = train.batch_size * length / middle
+    result = {
+        **_names(train.preset, length, *kind),
+        "median ms": digits(1e3 * middle, 4),
+        "ms quartiles": f"{1e3 * low:.2f} to {1e3 * high:.2f}",
+        "tokens/s": round(tokens_per_second),
+    }
+    share = utilisation(train.model, tokens_per_second)
+    if share is not None:
+        result["MFU"] = digits(share)
+    for base in (("stock", None), ("penalty_off", kind[1])):
+        if base in racers and kind != base and kind[0] != "stock":
+            pairs = zip(racer.times, racers[base].times, strict=True)
+            low, middle, high = quartiles([mine / other for mine, other in pairs])
+            result[f"time / {base[0]}"] = f"{middle:.3f} ({low:.3f} to {high:.3f})"
+    result["peak GiB"] = digits(racer.peak_bytes() / 2**30)
+    result["loss"] = digits(float(racer.metrics["loss"]), 5)
+    return result
+
+
+def _names(
+    preset: str, length: int, case: Case, implementation: Implementation | None
+) -> dict[str, Any]:
+    step = case if implementation is None else f"{case}, {implementation}"
+    return {"preset": preset, "T": length, "step": step}
 
 
 def main(config: Config) -> list[dict[str, Any]]:
-    """Times the three steps and prints their medians, ratios and spread."""
-    kinds = {
-        "stock attention": {"penalty": False, "stock": True},
-        "penalty off": {"penalty": False, "stock": False},
-        "with entropy": {"penalty": True, "stock": False},
-    }
-    steps = {name: build(config, **options) for name, options in kinds.items()}
-    times: dict[str, list[float]] = {name: [] for name in kinds}
-    for round_index in range(config.rounds + 3):
-        for name, (step, state, tokens) in steps.items():
-            start = time.perf_counter()
-            state, _ = jax.block_until_ready(step(state, tokens))
-            steps[name] = (step, state, tokens)
-            if round_index >= 3:
-                times[name].append(time.perf_counter() - start)
-    rows = []
-    for name in kinds:
-        pairs = [a / b for a, b in zip(times["with entropy"], times[name], strict=True)]
-        low, middle, high = statistics.quantiles(pairs, n=4)
-        tokens_per_second = (
-            config.batch_size * config.context_length / statistics.median(times[name])
-        )
-        rows.append(
-            {
-                "step": name,
-                "median ms": round(1e3 * statistics.median(times[name]), 2),
-                "tokens/s": round(tokens_per_second),
-                "with entropy / this (median)": round(middle, 3),
-                "quartiles": f"{low:.3f} to {high:.3f}",
-            }
-        )
+    """Measures every preset and length; files are written after each."""
+    rows: list[dict[str, Any]] = []
+    for preset in config.preset:
+        for length in config.context_length:
+            rows += measure(config, preset, length)
+            save_table("step_time", config, rows, config.out)
     write_table("step_time", config, rows, config.out)
     return rows
 

@@ -16,7 +16,7 @@ from egattn.data import Manifest, evaluation_batches, load_manifest, token_bytes
 from egattn.entropy import entropy_summary, range_shares
 from egattn.model import Decoder
 from egattn.model.linear import SPECTRAL
-from egattn.sharding import check_batch, make_mesh, settle
+from egattn.sharding import attend_per_shard, check_batch, make_mesh, settle
 from egattn.train.checkpoints import Checkpoints
 from egattn.train.config import TrainConfig, from_json
 from egattn.train.step import TrainState, batch_sharding, make_eval_step
@@ -126,7 +126,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         state, _ = checkpoints.restore(config.step)
     values = Evaluator(run, manifest, mesh)(state, config.windows)
     values["range_shares"] = range_shares(jnp.asarray(values["head_entropy"]))
-    values["row_quantiles"] = _row_quantiles(run, manifest, state)
+    values["row_quantiles"] = _row_quantiles(run, manifest, state, mesh)
     plain = {name: np.asarray(value).tolist() for name, value in values.items()}
     return {"run": str(config.run), "step": int(state.step), **plain}
 
@@ -147,7 +147,7 @@ def check_data(config: TrainConfig, manifest: Manifest) -> None:
         raise ValueError(f"{config.run} was trained with another tokenizer than {config.data} has")
 
 
-def _row_quantiles(config: TrainConfig, manifest: Manifest, state: TrainState):
+def _row_quantiles(config: TrainConfig, manifest: Manifest, state: TrainState, mesh: Mesh):
     batches = evaluation_batches(
         config.data,
         manifest,
@@ -159,7 +159,8 @@ def _row_quantiles(config: TrainConfig, manifest: Manifest, state: TrainState):
 
     @jax.jit
     def quantiles(variables, tokens):
-        features: Any = Decoder(config.model).apply(variables, tokens, method="features")
+        model = Decoder(config.model, attend=attend_per_shard(mesh))
+        features: Any = model.apply(variables, tokens, method="features")
         return entropy_summary(features.entropy).quantiles
 
     return quantiles(variables, tokens[weights > 0, :-1])

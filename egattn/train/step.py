@@ -14,7 +14,14 @@ from egattn.entropy import entropy_penalty, max_entropy
 from egattn.model import Decoder, DecoderFeatures
 from egattn.model.linear import SPECTRAL
 from egattn.optimizer import make_optimizer
-from egattn.sharding import BATCH, constrain_batch, replicated, state_sharding
+from egattn.sharding import (
+    BATCH,
+    attend_per_shard,
+    batch_shards,
+    constrain_batch,
+    replicated,
+    state_sharding,
+)
 from egattn.train.config import PenaltyConfig, TrainConfig
 from egattn.train.cross_entropy import cross_entropy
 
@@ -94,7 +101,12 @@ def _gradients(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
         features, spectral = _features(config, mesh, params, state.spectral, microbatch)
         weights = jnp.ones(microbatch[:, 1:].shape, jnp.float32)
         nll = cross_entropy(
-            features.hidden, features.head, microbatch[:, 1:], weights, config.model.vocab_size
+            features.hidden,
+            features.head,
+            microbatch[:, 1:],
+            weights,
+            config.model.vocab_size,
+            batch_shards(mesh),
         )
         loss, cost = nll / predictions, jnp.float32(0)
         if penalty.weight > 0:
@@ -129,7 +141,11 @@ def _features(
 ) -> tuple[DecoderFeatures, PyTree]:
     # Without constraints XLA's partitioner may split the residual's cotangent over `tensor`, and
     # gets gradients wrong without an error (jax 0.10.2 and 0.12.0.1, all three axes > 1).
-    model = Decoder(config.model, constrain=functools.partial(constrain_batch, mesh))
+    model = Decoder(
+        config.model,
+        constrain=functools.partial(constrain_batch, mesh),
+        attend=attend_per_shard(mesh),
+    )
     features, updated = model.apply(
         {"params": params, SPECTRAL: spectral},
         tokens[:, :-1],
@@ -186,7 +202,12 @@ def make_eval_step(config: TrainConfig, mesh: Mesh) -> Callable:
         targets, w = tokens[0, :, 1:], weights[0]
         per_position = jnp.broadcast_to(w[:, None], targets.shape)
         nll = cross_entropy(
-            features.hidden, features.head, targets, per_position, config.model.vocab_size
+            features.hidden,
+            features.head,
+            targets,
+            per_position,
+            config.model.vocab_size,
+            batch_shards(mesh),
         )
         bad = ~jnp.isfinite(features.entropy) & (w > 0)[:, None, None]
         return {
