@@ -1,35 +1,34 @@
 # The commands a user types; each makes what it needs. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+# The tests' own environment: tools, and the TPU compiler, which warns in every program that there is no TPU.
+DEV := $(VENV)-dev
 
 .PHONY: demo test check benchmark clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m experiments.demo
+	$(VENV)/bin/python -m experiments.demo
 
-test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto
+test: $(DEV)/.installed
+	$(DEV)/bin/python -m pytest -n auto
 
-check: $(VENV)/.installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+check: $(DEV)/.installed
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/pyright --pythonpath $(DEV)/bin/python
 
 benchmark: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.step_time $(ARGS)
+	$(VENV)/bin/python -m benchmarks.step_time $(ARGS)
 
-$(VENV)/bin/python:
+.PRECIOUS: %/bin/python
+%/bin/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("egattn needs Python 3.11 or newer; try make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $*
 
-$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
+$(DEV)/.installed: EXTRAS := [dev]
+%/.installed: setup.cfg pyproject.toml | %/bin/python
+	$*/bin/python -m pip install --quiet --editable '.$(EXTRAS)'
 	touch $@
 
-$(VENV)/.installed-dev: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@ $(VENV)/.installed
-
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(DEV) build *.egg-info

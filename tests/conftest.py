@@ -9,6 +9,10 @@ import pytest
 
 # Kernel tests on an accelerator choose another platform through the same variable.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The TPU compiler asks the cloud which chips are here, and admits one process: not where none are.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 jax.config.update("jax_num_cpu_devices", 8)
 
 pytest.register_assert_rewrite("attention_battery")
