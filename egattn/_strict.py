@@ -15,7 +15,7 @@ def parse(kind: Any, value: Any, where: str) -> Any:
 
     Args:
       kind: A dataclass, or any type its fields may have: str, int, float, bool, None, Path, Any,
-        Literal, unions, `tuple[X, ...]` (a JSON array) and `dict[str, X]`.
+        Literal, unions, `tuple[X, ...]`, tuples of a given length and `dict[str, X]`.
       value: Parsed JSON.
       where: What is read, for error messages.
 
@@ -29,8 +29,10 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         return _dataclass(kind, value, where)
     if origin in (typing.Union, types.UnionType):
         return _union(arguments, value, where)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list) and arguments[-1] is Ellipsis:
         return tuple(parse(arguments[0], item, where) for item in value)
+    if origin is tuple and isinstance(value, list) and len(arguments) == len(value):
+        return tuple(map(parse, arguments, value, [where] * len(value)))
     if origin is dict and isinstance(value, dict):
         return {key: parse(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
     if origin is Literal and value in arguments:

@@ -1,9 +1,11 @@
 """The commands end to end, on a slice of real Python source."""
 
 import contextlib
+import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -151,6 +153,46 @@ class TestTrain:
             assert int(checkpoint.name) < records(run, "train")[-1]["step"]
 
 
+class TestProfile:
+    def trace_events(self, run: Path) -> list[dict]:
+        (trace,) = (run / "profile").rglob("*.trace.json.gz")
+        return json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+
+    def traced_steps(self, run: Path) -> list[int]:
+        """Steps whose whole work on the host the trace holds."""
+        named = [e["args"]["step_num"] for e in self.trace_events(run) if e.get("name") == "train"]
+        return sorted(map(int, named))
+
+    def test_chosen_steps_change_no_number(self, finished, data, tmp_path, capsys):
+        run = tmp_path / "profiled"
+        egattn(f"train {{0}} --data {{1}} {EREG} --profile 3 5", run, data)
+        assert f"profile: {run / 'profile'}" in capsys.readouterr().out
+        assert self.traced_steps(run) == [3, 4, 5]
+        assert numbers(run) == numbers(finished)
+
+    def test_resumed_within_the_steps(self, finished, data, tmp_path, capsys):
+        run = tmp_path / "resumed"
+        shutil.copytree(finished, run)
+        for step in (6, 8):
+            shutil.rmtree(run / "checkpoints" / str(step))
+        egattn(f"train {{0}} --data {{1}} {EREG} --profile 3 5", run, data)
+        assert self.traced_steps(run) == [5]
+        egattn(f"train {{0}} --data {{1}} {EREG} --profile 3 5", run, data)
+        assert "nothing to profile: the run resumes after step 8" in capsys.readouterr().out
+
+    def test_training_that_fails_leaves_a_trace(self, data, tmp_path):
+        run = tmp_path / "fails"
+        wild = "--optimizer.learning-rate 3e2 --optimizer.warmup 0 --optimizer.clip 1e9"
+        with pytest.raises(SystemExit):
+            egattn(
+                f"train {{0}} --data {{1}} --preset sm {TRAIN} --steps 40 {wild} --profile 1 40",
+                run,
+                data,
+            )
+        steps = self.traced_steps(run)
+        assert steps == list(range(1, len(steps) + 1))
+
+
 class TestEvaluate:
     def test_repeats_the_last_evaluation(self, finished, capsys):
         egattn("evaluate {0} --json", finished)
@@ -196,6 +238,11 @@ class TestEvaluate:
 
 
 BAD = [
+    (
+        "train {new} --data {data} --profile 3 2",
+        "profile needs its first and last step within 1 to 1000, got 3 and 2",
+    ),
+    ("train {new} --data {data} --steps 9 --profile 8 10", "within 1 to 9, got 8 and 10"),
     ("train --data {data}", "Missing from egattn train: PATH"),
     ("trian", "unknown command 'trian'; did you mean 'train'"),
     (
@@ -255,8 +302,6 @@ def test_bad_input_is_one_line_and_status_two(
 
 
 def test_damaged_shard_stops_training(data, tmp_path, capsys):
-    import shutil
-
     damaged = tmp_path / "damaged"
     shutil.copytree(data, damaged)
     shard = next(damaged.glob("train-*.array_record"))

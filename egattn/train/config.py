@@ -86,6 +86,8 @@ class TrainConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept."""
+    profile: tuple[int, int] | None = None
+    """First and last step of a trace of host and device, written to RUN/profile."""
 
     def __post_init__(self):
         """Checks the values."""
@@ -97,6 +99,12 @@ class TrainConfig:
             raise ValueError(
                 f"batch_size must be divisible by accumulation, "
                 f"got {self.batch_size} and {self.accumulation}"
+            )
+        if self.profile and not 1 <= self.profile[0] <= self.profile[1] <= self.steps:
+            first, last = self.profile
+            raise ValueError(
+                f"profile needs its first and last step within 1 to {self.steps}, "
+                f"got {first} and {last}"
             )
         if self.penalty.weight > 0 and self.model.threshold is None:
             raise ValueError("a penalty needs the model's threshold, e.g. 0.5, got None")
@@ -126,6 +134,7 @@ RUNTIME_FIELDS = (
     "evaluate_windows",
     "checkpoint_every",
     "keep_checkpoints",
+    "profile",
     "model.remat",
     "model.scan_layers",
     "model.implementation",

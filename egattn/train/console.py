@@ -56,6 +56,10 @@ class Display:
         self._task = self._bar.add_task("training", total=c.steps, completed=first_step)
         self._bar.start()
 
+    def note(self, line: str) -> None:
+        """Prints a line of its own."""
+        self._console.print(line)
+
     def train(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Shows a logged training step."""
         rate = f"{tokens_per_second:,.0f} tokens/s"

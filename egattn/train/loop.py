@@ -22,6 +22,7 @@ from egattn.train.config import TrainConfig, differences, from_json, to_json
 from egattn.train.console import Display
 from egattn.train.evaluate import Evaluator, check_data
 from egattn.train.flops import utilisation
+from egattn.train.profiler import Profiler
 from egattn.train.records import Records
 from egattn.train.step import TrainState, batch_sharding, init_state, make_train_step
 
@@ -64,8 +65,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 process_count=jax.process_count(),
             )
             evaluator = Evaluator(config, manifest, mesh)
-            loop = _Loop(config, mesh, checkpoints, records, display, evaluator)
-            return loop.run(state, source, first)
+            with Profiler(config, display, first) as profiler:
+                loop = _Loop(config, mesh, checkpoints, records, display, evaluator, profiler)
+                return loop.run(state, source, first)
 
 
 @dataclasses.dataclass
@@ -76,6 +78,7 @@ class _Loop:
     records: Records
     display: Display
     evaluator: Evaluator
+    profiler: Profiler
 
     def run(self, state: TrainState, source, first: int) -> dict[str, Any]:
         """Steps from `first` to the end.
@@ -87,8 +90,10 @@ class _Loop:
         step_fn, values = make_train_step(c, self.mesh), None
         self._clock, self._logged, self._pending = time.perf_counter(), first, None
         for step in range(first + 1, c.steps + 1):
-            state, metrics = step_fn(state, self._device_batch(next(source)))
+            with self.profiler.step(step):
+                state, metrics = step_fn(state, self._device_batch(next(source)))
             settle(metrics)
+            self.profiler.end(step, metrics)
             self._check()
             self._pending = (step, metrics)
             last = step == c.steps
