@@ -1,19 +1,22 @@
 """Blocked cross entropy against the dense formula in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxprs import intermediates
 
-from egattn.train.cross_entropy import cross_entropy
+from egattn.train.cross_entropy import _logsumexp, cross_entropy
 
 
-def dense(hidden, head, targets, weights, vocab_size):
-    """Loss and its gradients by the textbook formulas, float64."""
+def dense(hidden, head, targets, weights, vocab_size, dtype=np.float64):
+    """Loss and its gradients by the textbook formulas, float64, from logits rounded to a dtype."""
     h, head, w = (np.asarray(x, np.float64) for x in (hidden, head, weights))
     real = head[:vocab_size]
-    logits = h @ real.T
+    logits = (h @ real.T).astype(dtype).astype(np.float64)
     top = logits.max(-1, keepdims=True)
     logsumexp = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
     nll = logsumexp - np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0]
@@ -78,13 +81,39 @@ def test_bfloat16_products(rng):
     rough = jnp.asarray(hidden, jnp.bfloat16)
     value, grads = value_and_gradients(rough, jnp.asarray(head), targets, weights, vocab)
     rounded = jnp.asarray(head, jnp.bfloat16).astype(jnp.float32)
-    exact = dense(rough.astype(jnp.float32), rounded, targets, weights, vocab)
+    exact = dense(rough.astype(jnp.float32), rounded, targets, weights, vocab, jnp.bfloat16)
     assert grads[0].dtype == jnp.bfloat16
     assert grads[1].dtype == jnp.float32
     assert abs(value / 3 - exact[0]) < 1e-5 * exact[0]
     for actual, expected in zip(grads, exact[1:], strict=True):
         actual = np.asarray(actual, np.float64) / 3
         assert np.linalg.norm(actual - expected) < 6e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("width", [1, 3, 128, 50_304])
+def test_logsumexp_in_one_pass(rng, width):
+    """The form that a GPU runs."""
+    x = (10 * rng.standard_normal((3, 5, width))).astype(np.float32)
+    # Padding comes as the lowest value, whole groups of it or all but one.
+    x[1, :, 1:] = x[2, :, width // 2 :] = jnp.finfo(jnp.float32).min
+    x[2, 0, 0] = 1e4
+    top = x.max(-1, keepdims=True).astype(np.float64)
+    exact = np.log(np.exp(x - top).sum(-1)) + top[..., 0]
+    actual = jax.jit(_logsumexp)(jnp.asarray(x))
+    assert np.all(np.abs(actual - exact) <= 2e-6 * np.maximum(1, np.abs(exact)))
+    x[0, 0, -1] = np.nan
+    assert np.isnan(_logsumexp(jnp.asarray(x))[0, 0])
+
+
+def test_logsumexp_of_a_sharded_vocabulary_moves_partial_results_only(rng):
+    mesh = jax.make_mesh((2, 4), ("batch", "vocab"), axis_types=(AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, PartitionSpec("batch", None, "vocab"))
+    x = jax.device_put(rng.standard_normal((4, 8, 3072), np.float32), sharding)
+    compiled = jax.jit(_logsumexp).lower(x).compile()
+    assert np.abs(compiled(x) - jax.nn.logsumexp(np.asarray(x), axis=-1)).max() <= 1e-5
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", compiled.as_text())
+    assert gathered
+    assert all(shape == "2,8,4" for shape in gathered)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 256])

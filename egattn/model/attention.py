@@ -97,6 +97,9 @@ class EntropyAttention(nn.Module):
         return Linear(
             features,
             use_bias=matrix in self.biases,
+            # A key bias adds one number to all scores of a row, which softmax ignores: its gradient
+            # is 0, but rounding would leave a little, and Adam makes full steps of that.
+            train_bias=matrix != "k",
             reparam=self.weight_reparam if matrix in self.reparam_matrices else "none",
             init_std=std,
             dtype=self.dtype,

@@ -58,7 +58,14 @@ class FeedForward(nn.Module):
         return self._linear("down", width, output_std)(h)
 
     def _linear(self, name: str, features: int, std: float) -> Linear:
-        return Linear(features, self.use_bias, self.reparam, std, self.dtype, name=name)
+        return Linear(
+            features,
+            use_bias=self.use_bias,
+            reparam=self.reparam,
+            init_std=std,
+            dtype=self.dtype,
+            name=name,
+        )
 
     def _activate(self, h: Array, slope: Array | None) -> Array:
         if self.activation == "gelu":

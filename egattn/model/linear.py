@@ -28,6 +28,8 @@ class Linear(nn.Module):
     """Output width."""
     use_bias: bool = False
     """Whether a bias is added; it starts at 0."""
+    train_bias: bool = True
+    """Whether the bias has a gradient."""
     reparam: Reparam = "none"
     """Parametrisation of the matrix."""
     init_std: float = 0.02
@@ -46,7 +48,9 @@ class Linear(nn.Module):
             kernel = self._spectral_norm(kernel)
         y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = bias if self.train_bias else jax.lax.stop_gradient(bias)
+            y += bias.astype(self.dtype)
         return y
 
     def _weight_norm(self, kernel: Float[Array, "inputs outputs"]):

@@ -1,7 +1,9 @@
 """One optimiser step: cross entropy plus entropy penalty, accumulated exactly, over a mesh."""
 
 import functools
+import os
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -24,6 +26,14 @@ from egattn.sharding import (
 )
 from egattn.train.config import PenaltyConfig, TrainConfig
 from egattn.train.cross_entropy import cross_entropy
+
+# Both measured on an H200, see docs/performance.md.
+_GPU_OPTIONS = {
+    # Query, key and value in one product come out interleaved: to part them costs more.
+    "xla_gpu_dot_merger_threshold_mb": 0,
+    # cuBLAS adds biases and applies GELU on the way out; Triton's products leave them as passes.
+    "xla_gpu_enable_triton_gemm": False,
+}
 
 
 @flax.struct.dataclass
@@ -83,7 +93,16 @@ def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable:
         in_shardings=(state, batch_sharding(mesh)),
         out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
+
+
+def compiler_options(mesh: Mesh) -> dict[str, Any]:
+    """XLA's options for a training step on this mesh; those that XLA_FLAGS sets are left out."""
+    if mesh.devices.flat[0].platform != "gpu":
+        return {}
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in _GPU_OPTIONS.items() if name not in flags}
 
 
 def _gradients(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
@@ -99,8 +118,8 @@ def _gradients(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
 
     def objective(params, microbatch):
         features, spectral = _features(config, mesh, params, state.spectral, microbatch)
-        weights = jnp.ones(microbatch[:, 1:].shape, jnp.float32)
-        nll = cross_entropy(
+        weights = jnp.full(microbatch[:, 1:].shape, 1 / predictions, jnp.float32)
+        loss = cross_entropy(
             features.hidden,
             features.head,
             microbatch[:, 1:],
@@ -108,7 +127,7 @@ def _gradients(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
             config.model.vocab_size,
             batch_shards(mesh),
         )
-        loss, cost = nll / predictions, jnp.float32(0)
+        cost = jnp.float32(0)
         if penalty.weight > 0:
             entropy = _with_mean(features.entropy, batch_mean)
             cost = share * _penalty(penalty, entropy, params["threshold"])
