@@ -98,8 +98,10 @@ class Config:
             threshold=0.5,
             **{name: getattr(self, name) for name in sizes},
         )
-        batch_size = self.tokens // length
-        return dataclasses.replace(config, batch_size=batch_size, seed=self.seed)
+        # So many steps that the warm-up does not end: random tokens at full rate diverge.
+        return dataclasses.replace(
+            config, batch_size=self.tokens // length, seed=self.seed, steps=1_000_000
+        )
 
 
 def stock_attention(query, key, value, temperature=None, *, causal=True, segment_ids=None, **_):

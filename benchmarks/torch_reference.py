@@ -64,7 +64,7 @@ class Config:
     num_layers: int = 12
     num_heads: int = 12
     embed_dim: int = 768
-    steps: int = 30
+    steps: int = 100
     """Steps timed."""
     warmup: int = 8
     """Steps before, compilation among them."""
