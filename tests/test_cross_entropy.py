@@ -111,7 +111,9 @@ def test_logsumexp_of_a_sharded_vocabulary_moves_partial_results_only(rng):
     x = jax.device_put(rng.standard_normal((4, 8, 3072), np.float32), sharding)
     compiled = jax.jit(_logsumexp).lower(x).compile()
     assert np.abs(compiled(x) - jax.nn.logsumexp(np.asarray(x), axis=-1)).max() <= 1e-5
-    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", compiled.as_text())
+    text = compiled.as_text()
+    assert text is not None
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
     assert gathered
     assert all(shape == "2,8,4" for shape in gathered)
 

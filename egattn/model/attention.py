@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from egattn.attention import entropy_attention
 from egattn.attention.api import Implementation
 from egattn.model.config import DType, Matrix, Reparam
-from egattn.model.linear import Linear
+from egattn.model.linear import Linear, parallel_products
 
 
 class EntropyAttention(nn.Module):
@@ -76,21 +77,26 @@ class EntropyAttention(nn.Module):
             raise ValueError(f"expected at most {self.context_length} positions, got {length}")
         head_dim = width // self.num_heads
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-        q = self._project("q", self.num_heads * head_dim, x).reshape(batch, length, -1, head_dim)
-        k = self._project("k", kv_heads * head_dim, x).reshape(batch, length, -1, head_dim)
-        v = self._project("v", kv_heads * head_dim, x).reshape(batch, length, -1, head_dim)
+        heads: dict[Matrix, int] = {"q": self.num_heads, "k": kv_heads, "v": kv_heads}
+        linears = [self._linear(name, count * head_dim) for name, count in heads.items()]
+        kernels, biases = zip(*[linear.weights(width) for linear in linears], strict=True)
+        products: Any = parallel_products(kv_heads, x.astype(self.dtype), *kernels)
+        query, key, value = (
+            (y if bias is None else y + bias).reshape(batch, length, -1, head_dim)
+            for y, bias in zip(products, biases, strict=True)
+        )
         out, entropy = self.attend(
-            q,
-            k,
-            v,
+            query,
+            key,
+            value,
             self._temperature(length),
             causal=self.causal,
             segment_ids=segment_ids,
             implementation=self.implementation,
         )
-        return self._project("o", width, out.reshape(batch, length, -1)), entropy
+        return self._linear("o", width)(out.reshape(batch, length, -1)), entropy
 
-    def _project(self, matrix: Matrix, features: int, x: Array) -> Array:
+    def _linear(self, matrix: Matrix, features: int) -> Linear:
         std = self.init_std
         if matrix == "o" and self.output_init_std is not None:
             std = self.output_init_std
@@ -104,7 +110,7 @@ class EntropyAttention(nn.Module):
             init_std=std,
             dtype=self.dtype,
             name=matrix,
-        )(x)
+        )
 
     def _temperature(self, length: int) -> Float[Array, "heads length"] | None:
         if self.temperature is None:

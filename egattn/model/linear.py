@@ -1,8 +1,11 @@
 """A linear layer whose matrix can be weight- or spectrally normalised."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from egattn.model.config import DType, Reparam
@@ -37,21 +40,28 @@ class Linear(nn.Module):
     dtype: DType = "float32"
     """Precision of the product and of the result."""
 
-    @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """Returns [..., features] in `dtype`."""
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(self.init_std), shape)
+        kernel, bias = self.weights(x.shape[-1])
+        y = jnp.dot(x.astype(self.dtype), kernel)
+        return y if bias is None else y + bias
+
+    @nn.compact
+    def weights(
+        self, inputs: int
+    ) -> tuple[Float[Array, "inputs outputs"], Float[Array, " outputs"] | None]:
+        """Returns the matrix as it multiplies, and the bias if there is one, in `dtype`."""
+        normal = nn.initializers.normal(self.init_std)
+        kernel = self.param("kernel", normal, (inputs, self.features))
         if self.reparam == "weight_norm":
             kernel = self._weight_norm(kernel)
         elif self.reparam == "spectral_norm":
             kernel = self._spectral_norm(kernel)
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            bias = bias if self.train_bias else jax.lax.stop_gradient(bias)
-            y += bias.astype(self.dtype)
-        return y
+        if not self.use_bias:
+            return kernel.astype(self.dtype), None
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = bias if self.train_bias else jax.lax.stop_gradient(bias)
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
     def _weight_norm(self, kernel: Float[Array, "inputs outputs"]):
         norm = jnp.linalg.norm(kernel, axis=0)
@@ -70,6 +80,39 @@ class Linear(nn.Module):
     def _gain(self, initial: Array) -> Array:
         # Not `self.param`, which draws a key: the matrix must not depend on the parametrisation.
         return self.variable("params", "gain", lambda: initial).value
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def parallel_products(groups: int, x: Array, *kernels: Array) -> tuple[Array, ...]:
+    """`x @ kernel` for several kernels, whose gradients take two products together.
+
+    Args:
+      groups: Divides the kernels' widths. Gradients are put together group by group, so that a mesh
+        may split the groups.
+      x: Inputs [..., d].
+      *kernels: Matrices [d, n].
+    """
+    del groups
+    return tuple(jnp.dot(x, kernel) for kernel in kernels)
+
+
+def _parallel_products_fwd(groups, x, *kernels):
+    return parallel_products(groups, x, *kernels), (x, kernels)
+
+
+def _parallel_products_bwd(groups, operands, cotangents):
+    x, kernels = operands
+    together, kernel = (
+        jnp.concatenate([y.reshape(*y.shape[:-1], groups, -1) for y in ys], -1)
+        for ys in (cotangents, kernels)
+    )
+    dx = jnp.einsum("...gn,dgn->...d", together, kernel)
+    dkernel = jnp.einsum("...d,...gn->dgn", x, together)
+    ends = np.cumsum([k.shape[1] // groups for k in kernels])[:-1]
+    return dx, *(part.reshape(x.shape[-1], -1) for part in jnp.split(dkernel, ends, -1))
+
+
+parallel_products.defvjp(_parallel_products_fwd, _parallel_products_bwd)
 
 
 def leading_left_vector(kernel: Float[Array, "inputs outputs"]) -> Float[Array, " inputs"]:

@@ -93,7 +93,8 @@ def _attend_bwd(problem, interpret, residuals, cotangents):
     if fits_on_chip(problem):
         operands = (q, k, v, dout, *rows)
         tiles = choose(SHORT, problem)
-        dq, dk, dv, dscale = backward_short(problem, tiles, operands, segments, interpret)
+        together, dscale = backward_short(problem, tiles, operands, segments, interpret)
+        dq, dk, dv = jnp.split(together, 3, axis=-1)
     else:
         operands = (q, k, v, out, dout, *rows)
         tiles = choose(QUERY, problem)
