@@ -93,8 +93,7 @@ def _attend_bwd(problem, interpret, residuals, cotangents):
     if fits_on_chip(problem):
         operands = (q, k, v, dout, *rows)
         tiles = choose(SHORT, problem)
-        together, dscale = backward_short(problem, tiles, operands, segments, interpret)
-        dq, dk, dv = jnp.split(together, 3, axis=-1)
+        dq, dk, dv, dscale = backward_short(problem, tiles, operands, segments, interpret)
     else:
         operands = (q, k, v, out, dout, *rows)
         tiles = choose(QUERY, problem)

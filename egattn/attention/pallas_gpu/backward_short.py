@@ -39,7 +39,7 @@ def backward_short(
     operands: Sequence[jax.Array],
     segments: Sequence[jax.Array] = (),
     interpret: Any = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Computes all gradients of a self-attention of at most 128 positions, without groups.
 
     Args:
@@ -51,8 +51,7 @@ def backward_short(
       interpret: See `forward`.
 
     Returns:
-      dq, dk and dv side by side, [B, T, H, 3 D], as a product with the joint projection wants them;
-      and the gradient of `row_scale` [B, H, T].
+      dq, dk, dv [B, T, H, D] and the gradient of `row_scale` [B, H, T].
     """
     wgs, stages, dim = tiles.workgroups, tiles.stages, problem.head_dim
     number = problem.length // ROWS
@@ -70,15 +69,14 @@ def backward_short(
         staged_rows=plgpu.SMEM((wgs, ROWS), jnp.float32),
     )
     items = problem.batch * problem.heads
-    together = (*operands[0].shape[:3], 3 * dim)
-    matrices = jax.ShapeDtypeStruct(together, problem.dtype)
+    matrix = jax.ShapeDtypeStruct(operands[0].shape, problem.dtype)
     rows = jax.ShapeDtypeStruct((problem.batch, problem.heads, problem.length), jnp.float32)
     return launch(
         _BackwardShort,
         problem,
         tiles,
         items,
-        (matrices, rows),
+        (matrix, matrix, matrix, rows),
         shared,
         (*operands, *segments),
         interpret,
@@ -217,14 +215,14 @@ class _BackwardShort(Cta):
         return pl.run_scoped(loop, acc, acc)
 
     def store(self, dk, dv, batch, head, at):
-        wg, dim = lax.axis_index("wg"), self.problem.head_dim
+        wg = lax.axis_index("wg")
         staged = self.shared.staged.at[wg]
         staged[1] = (dk * LN2).astype(self.problem.dtype)
         staged[2] = dv.astype(self.problem.dtype)
         plgpu.commit_smem()
         for i in range(3):
-            target = self.outputs[0].at[batch, at, head, pl.ds(i * dim, dim)]
+            target = self.outputs[i].at[batch, at, head]
             plgpu.copy_smem_to_gmem(staged.at[i], target, commit_group=False)
-        target = self.outputs[1].at[batch, head, at]
+        target = self.outputs[3].at[batch, head, at]
         plgpu.copy_smem_to_gmem(self.shared.staged_rows.at[wg], target, commit_group=False)
         plgpu.commit_smem_to_gmem_group()
