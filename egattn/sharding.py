@@ -2,11 +2,12 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from egattn._spelling import unknown
@@ -34,20 +35,22 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-def make_mesh(spec: str | None = None) -> Mesh:
-    """Makes the mesh (replica, fsdp, tensor) over all devices.
+def make_mesh(spec: str | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """Makes the mesh (replica, fsdp, tensor) over devices.
 
     Args:
       spec: For example "replica=2,fsdp=4"; axes left out have size 1. None puts all devices on
         `replica`.
+      devices: Default: all that there are. Those of a topology description will do: a mesh of
+        them is good to compile for.
 
     Raises:
       ValueError: If an axis is unknown or the sizes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
     sizes = dict.fromkeys(AXES, 1)
     if spec is None:
-        sizes["replica"] = devices
+        sizes["replica"] = len(devices)
     else:
         for item in spec.split(","):
             name, _, size = item.strip().partition("=")
@@ -57,9 +60,12 @@ def make_mesh(spec: str | None = None) -> Mesh:
                 raise ValueError(f"mesh axis {name!r} needs a positive size, got {size!r}")
             sizes[name] = int(size)
     product = math.prod(sizes.values())
-    if product != devices:
-        raise ValueError(f"mesh {spec!r} has {product} devices, expected {devices}")
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if product != len(devices):
+        raise ValueError(f"mesh {spec!r} has {product} devices, expected {len(devices)}")
+    shape = tuple(sizes.values())
+    # A torus whose axes are no multiples of the mesh's would be refused otherwise.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from attention_battery import AttentionBattery
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from egattn.attention import pallas_tpu, select
-from egattn.sharding import AXES, BATCH, attend_per_shard, state_sharding
+from egattn.sharding import BATCH, attend_per_shard, batch_shards, make_mesh, state_sharding
 from egattn.train.config import PenaltyConfig, TrainConfig
 from egattn.train.step import abstract, batch_sharding, make_train_step
 
@@ -33,16 +33,15 @@ class TestPallasTpu(AttentionBattery):
 
 
 @functools.cache
-def tpu_mesh(topology: str, sizes: tuple[int, int, int]) -> Mesh:
+def tpu_mesh(topology: str, spec: str) -> Mesh:
     """A mesh of chips that are not here: good to compile for, not to run on."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    grid = mesh_utils.create_device_mesh(sizes, list(devices), allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    return make_mesh(spec, chips)
 
 
-V5E = ("v5e:4x4", (2, 4, 2))
-V5P = ("v5p:4x4x4", (4, 4, 4))
-V6E = ("v6e:4x4", (2, 4, 2))
+V5E = ("v5e:4x4", "replica=2,fsdp=4,tensor=2")
+V5P = ("v5p:4x4x4", "replica=4,fsdp=4,tensor=4")
+V6E = ("v6e:4x4", "replica=2,fsdp=4,tensor=2")
 
 
 def kernels(compiled) -> int:
@@ -70,7 +69,7 @@ class TestCompilation:
         self, chips, length, heads, kv_heads, head_dim, dtype, causal, segments
     ):
         mesh = tpu_mesh(*chips)
-        batch = 2 * math.prod(chips[1][:2])
+        batch = 2 * batch_shards(mesh)
 
         def array(shape, dtype, *spec):
             sharding = NamedSharding(mesh, PartitionSpec(*spec))
@@ -117,7 +116,7 @@ class TestCompilation:
             shapes,
             state_sharding(mesh, shapes),
         )
-        tokens = (1, 2 * math.prod(chips[1][:2]), config.model.context_length + 1)
+        tokens = (1, 2 * batch_shards(mesh), config.model.context_length + 1)
         batch = jax.ShapeDtypeStruct(tokens, jnp.int32, sharding=batch_sharding(mesh))
         lowered = make_train_step(config, mesh).lower(state, batch)
         compiled = lowered.compile()
