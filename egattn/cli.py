@@ -24,9 +24,13 @@ def prepare(args: Sequence[str]) -> None:
 
 def train(args: Sequence[str]) -> None:
     """Trains a decoder, or goes on where a run stopped."""
-    from egattn.train import train
+    from egattn.train import Preempted, train
 
-    train(_train_config(args))
+    try:
+        train(_train_config(args))
+    except Preempted as stop:
+        # Status 0: for a supervisor this is an end in good order.
+        print(stop)
 
 
 def evaluate(args: Sequence[str]) -> None:

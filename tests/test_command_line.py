@@ -223,7 +223,7 @@ class TestEvaluate:
 
         config = read_run(finished)
         with Checkpoints(config, make_mesh(), read_only=True) as checkpoints:
-            state, _ = checkpoints.restore()
+            state = checkpoints.restore(8)
         manifest = load_manifest(data)
         count = manifest.splits["validation"].windows
         ((tokens, _),) = evaluation_batches(data, manifest, batch_size=count, context_length=32)

@@ -6,4 +6,5 @@ from egattn.train.cross_entropy import cross_entropy as cross_entropy
 from egattn.train.evaluate import EvaluateConfig as EvaluateConfig
 from egattn.train.evaluate import evaluate as evaluate
 from egattn.train.loop import train as train
+from egattn.train.preemption import Preempted as Preempted
 from egattn.train.step import TrainState as TrainState

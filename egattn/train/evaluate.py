@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +50,18 @@ class Evaluator:
         self._step = make_eval_step(config, mesh)
         self._bytes = token_bytes(config.data)
 
-    def __call__(self, state: TrainState, windows: int | None = None) -> dict[str, Any]:
+    def __call__(
+        self,
+        state: TrainState,
+        windows: int | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
         """Returns the means over the split.
 
         Args:
           state: The train state.
           windows: Only this many windows, from the start of the split; None takes all.
+          check: Called before every batch; may raise to end the evaluation.
 
         Returns:
           `loss` (nats per token), `perplexity`, `bits_per_byte`, `windows`, `head_entropy` [L, H]
@@ -70,6 +78,7 @@ class Evaluator:
         sharding = batch_sharding(self._mesh)
         totals, target_bytes = [], 0
         for tokens, weights in batches:
+            check()
             arrays = (
                 jax.make_array_from_callback((1, *x.shape), sharding, lambda i, x=x[None]: x[i])
                 for x in (tokens, weights)
@@ -123,7 +132,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     mesh = make_mesh(config.mesh)
     check_batch(mesh, run.batch_size // run.accumulation)
     with Checkpoints(run, mesh, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore(config.step)
+        step, skipped = (config.step, []) if config.step else checkpoints.newest()
+        for line in skipped:
+            print(line, file=sys.stderr)
+        if step is None:
+            raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}")
+        state = checkpoints.restore(step)
     values = Evaluator(run, manifest, mesh)(state, config.windows)
     values["range_shares"] = range_shares(jnp.asarray(values["head_entropy"]))
     values["row_quantiles"] = _row_quantiles(run, manifest, state, mesh)

@@ -1,11 +1,13 @@
 """The training loop: read top-down from `train`."""
 
+import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import math
-import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,10 +20,12 @@ from egattn.model.learned import learned_values
 from egattn.optimizer import make_schedule
 from egattn.sharding import check_batch, make_mesh, settle
 from egattn.train.checkpoints import Checkpoints
-from egattn.train.config import TrainConfig, differences, from_json, to_json
+from egattn.train.claim import claimed
+from egattn.train.config import TrainConfig
 from egattn.train.console import Display
 from egattn.train.evaluate import Evaluator, check_data
 from egattn.train.flops import utilisation
+from egattn.train.preemption import Preempted, StopRequest
 from egattn.train.profiler import Profiler
 from egattn.train.records import Records
 from egattn.train.step import TrainState, batch_sharding, init_state, make_train_step
@@ -37,7 +41,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
       ValueError: If config, data, devices or the run directory do not fit together; nothing has
         been written then.
       FloatingPointError: If loss or entropy stop being finite.
+      Preempted: If SIGTERM or SIGINT came; the run is saved then.
     """
+    with StopRequest() as stop:
+        return _train(config, stop)
+
+
+def _train(config: TrainConfig, stop: StopRequest) -> dict[str, Any]:
     manifest = load_manifest(config.data)
     check_data(config, manifest)
     config = dataclasses.replace(
@@ -45,13 +55,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.batch_size // config.accumulation)
-    _claim(config)
-    with Checkpoints(config, mesh) as checkpoints:
-        first = checkpoints.latest or 0
-        state = checkpoints.restore()[0] if first else init_state(config, mesh)
+    with claimed(config), Checkpoints(config, mesh) as checkpoints:
+        first, skipped = checkpoints.resume()
+        with stop.idle():
+            state = checkpoints.restore(first) if first else init_state(config, mesh)
         ceiling = float(max_entropy(config.model.context_length))
         with Records(config.run, ceiling, first) as records, Display(config) as display:
             display.header(state, mesh, first)
+            for line in skipped:
+                display.note(f"{line}; moved to {config.run / 'damaged'}")
             records.start(**_environment(config, mesh, state))
             source = batches(
                 config.data,
@@ -66,7 +78,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             )
             evaluator = Evaluator(config, manifest, mesh)
             with Profiler(config, display, first) as profiler:
-                loop = _Loop(config, mesh, checkpoints, records, display, evaluator, profiler)
+                loop = _Loop(config, mesh, checkpoints, records, display, evaluator, profiler, stop)
                 return loop.run(state, source, first)
 
 
@@ -79,31 +91,61 @@ class _Loop:
     display: Display
     evaluator: Evaluator
     profiler: Profiler
+    stop: StopRequest
 
     def run(self, state: TrainState, source, first: int) -> dict[str, Any]:
-        """Steps from `first` to the end.
+        """Steps from `first` to the end."""
+        self._clock, self._logged, self._pending = time.perf_counter(), first, None
+        self._state, self._done, self._saved, values = state, first, first, None
+        try:
+            for step in range(first + 1, self.config.steps + 1):
+                values = self._step(step, source, first) or values
+            return self.evaluator(self._state, None, self.stop.check) if values is None else values
+        except Preempted:
+            self._save()
+            where = f"after step {self._done}, saved" if self._done else "before the first step"
+            raise Preempted(
+                f"stopped by {self.stop.name} {where}; the same command continues"
+            ) from None
+
+    def _step(self, step: int, source, first: int) -> dict[str, Any] | None:
+        """One step and what is due after it; returns the evaluation if there was one.
 
         A step's metrics are read only after the next step is under way, so that the device never
         waits for the host; but always before the step is saved or evaluated.
         """
-        c = self.config
-        step_fn, values = make_train_step(c, self.mesh), None
-        self._clock, self._logged, self._pending = time.perf_counter(), first, None
-        for step in range(first + 1, c.steps + 1):
-            with self.profiler.step(step):
-                state, metrics = step_fn(state, self._device_batch(next(source)))
-            settle(metrics)
-            self.profiler.end(step, metrics)
-            self._check()
-            self._pending = (step, metrics)
-            last = step == c.steps
-            # Evaluated before saved: what a kill in between loses is computed again on resume.
-            if step % c.evaluate_every == 0 or last:
-                values = self._evaluate(step, state, None if last else c.evaluate_windows)
-            if step % c.checkpoint_every == 0 or last:
-                self._check()
-                self.checkpoints.save(step, state)
-        return self.evaluator(state) if values is None else values
+        c, last = self.config, step == self.config.steps
+        with self.stop.waiting():
+            rows = next(source)
+        # The first step compiles.
+        compiling = self.stop.idle() if step == first + 1 else contextlib.nullcontext()
+        with compiling, self.profiler.step(step):
+            state, metrics = self._step_fn(self._state, self._device_batch(rows))
+        self._state, self._done = state, step
+        settle(metrics)
+        self.profiler.end(step, metrics)
+        self._check()
+        self._pending = (step, metrics)
+        values = None
+        # Evaluated before saved: what a kill in between loses is computed again on resume.
+        if step % c.evaluate_every == 0 or last:
+            values = self._evaluate(step, state, None if last else c.evaluate_windows)
+        if step % c.checkpoint_every == 0 or last:
+            self._save()
+        if self.stop.requested(step) and not last:
+            raise Preempted
+        return values
+
+    def _save(self) -> None:
+        """Saves the state unless it is the one saved last."""
+        self._check()
+        if self._done > self._saved:
+            self.checkpoints.save(self._done, self._state)
+            self._saved = self._done
+
+    @functools.cached_property
+    def _step_fn(self) -> Callable:
+        return make_train_step(self.config, self.mesh)
 
     def _device_batch(self, rows: np.ndarray) -> jax.Array:
         c = self.config
@@ -139,7 +181,7 @@ class _Loop:
     def _evaluate(self, step: int, state: TrainState, windows: int | None) -> dict[str, Any]:
         self._check()
         paused = time.perf_counter()
-        values = self.evaluator(state, windows)
+        values = self.evaluator(state, windows, self.stop.check)
         self.records.validation(step, values, jax.device_get(learned_values(state.params)))
         self.display.validation(step, values)
         # Training speed does not count the time spent here.
@@ -155,28 +197,12 @@ def _diagnosis(step: int, metrics: dict[str, np.ndarray], checkpoints: Checkpoin
         for layer, row in enumerate(bad)
         if row.any()
     )
-    good = checkpoints.latest
+    good, _ = checkpoints.newest()
     saved = f"{checkpoints.directory / str(good)}" if good else "none"
     return (
         f"training stopped at step {step}: loss is {metrics['loss']}, attention entropy "
         f"{'is not finite in ' + where if where else 'is finite'}; last good checkpoint: {saved}"
     )
-
-
-def _claim(config: TrainConfig) -> None:
-    """Makes the run directory, or checks that it holds this same run."""
-    path = config.run / "config.json"
-    if path.is_file():
-        differ = differences(from_json(path.read_text(encoding="utf-8")), config)
-        if differ:
-            raise ValueError(f"{config.run} holds another run: {'; '.join(differ)}")
-        return
-    if config.run.exists() and (not config.run.is_dir() or any(config.run.iterdir())):
-        raise ValueError(f"{config.run} exists and is not a run directory")
-    config.run.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(to_json(config), encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _environment(config: TrainConfig, mesh: Mesh, state: TrainState) -> dict[str, Any]:

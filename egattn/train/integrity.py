@@ -1,0 +1,53 @@
+"""Checksums of a checkpoint's files: a save is complete once they are written."""
+
+import json
+import os
+from pathlib import Path
+
+from egattn.data.manifest import sha256_file
+
+_SEAL = "checksums.json"
+
+
+def seal(directory: Path) -> None:
+    """Writes the sizes and checksums of all files below a directory into it."""
+    files = {name: [path.stat().st_size, sha256_file(path)] for name, path in _files(directory)}
+    partial = directory / f"{_SEAL}.partial"
+    partial.write_text(json.dumps(files, indent=0), encoding="utf-8")
+    os.replace(partial, directory / _SEAL)
+
+
+def is_sealed(directory: Path) -> bool:
+    """Whether the directory was sealed, intact or not."""
+    return (directory / _SEAL).is_file()
+
+
+def damage(directory: Path) -> str | None:
+    """Says what is wrong with a sealed directory: a file that is missing, truncated or changed.
+
+    Returns:
+      None if every file is as it was sealed.
+    """
+    if not is_sealed(directory):
+        return "its save was not completed"
+    try:
+        sealed = json.loads((directory / _SEAL).read_bytes())
+        files = [(name, size, digest) for name, (size, digest) in sealed.items()]
+    except (ValueError, TypeError, AttributeError):
+        return f"{_SEAL} is damaged"
+    present = dict(_files(directory))
+    for name, size, digest in files:
+        if name not in present:
+            return f"{name} is missing"
+        actual = present[name].stat().st_size
+        if actual != size:
+            return f"{name} has {actual} bytes, expected {size}"
+        if sha256_file(present[name]) != digest:
+            return f"{name} has another checksum than when it was saved"
+    return None
+
+
+def _files(directory: Path) -> list[tuple[str, Path]]:
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    named = [(str(path.relative_to(directory)), path) for path in paths]
+    return [(name, path) for name, path in named if not name.startswith(_SEAL)]
