@@ -1,6 +1,7 @@
 """Eight CPU devices, deterministic property tests and one random generator for every test."""
 
 import os
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -32,3 +33,24 @@ hypothesis.settings.load_profile("egattn")
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    # Not above: a package imported before the plugins start escapes their type checks.
+    import training
+
+    out = tmp_path_factory.mktemp("data") / "python"
+    prepare = "prepare {0} --max-bytes 300000 --vocab-size 512 --context-length 32"
+    training.egattn(prepare + " --validation-fraction 0.2", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def finished(data, tmp_path_factory) -> Path:
+    """A run of eight steps that nothing interrupted."""
+    import training
+
+    run = tmp_path_factory.mktemp("runs") / "ereg"
+    training.egattn(f"train {{0}} --data {{1}} {training.EREG}", run, data)
+    return run

@@ -3,55 +3,19 @@
 import contextlib
 import gzip
 import json
-import os
 import re
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
+from training import EREG, TRAIN, egattn, numbers, records, start
 
 from egattn.cli import main
-
-MODEL = "--model.num-layers 2 --model.num-heads 2 --model.embed-dim 32 --model.init-std 0.05"
-TRAIN = f"{MODEL} --batch-size 8 --log-every 1 --evaluate-every 4 --checkpoint-every 2"
-EREG = f"--preset ereg_sm_t_scfuffn {TRAIN} --steps 8"
-
-
-def egattn(command: str, *paths: Path | str) -> None:
-    """Runs a command in this process; `{}` stands for a path."""
-    main([str(paths[int(word[1])]) if word[0] == "{" else word for word in command.split()])
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "python"
-    prepare = "prepare {0} --max-bytes 300000 --vocab-size 512 --context-length 32"
-    egattn(prepare + " --validation-fraction 0.2", out)
-    return out
-
-
-@pytest.fixture(scope="session")
-def finished(data, tmp_path_factory) -> Path:
-    """A run of eight steps that nothing interrupted."""
-    run = tmp_path_factory.mktemp("runs") / "ereg"
-    egattn(f"train {{0}} --data {{1}} {EREG}", run, data)
-    return run
-
-
-def records(run: Path, kind: str) -> list[dict]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [r for r in map(json.loads, lines) if r["kind"] == kind]
-
-
-def numbers(run: Path) -> list[tuple]:
-    return [(r["step"], r["loss"], r["penalty"], r["gradient_norm"]) for r in records(run, "train")]
 
 
 class TestTrain:
@@ -99,20 +63,12 @@ class TestTrain:
 
     def test_killed_and_resumed_gives_the_same_losses_to_the_bit(self, finished, data, tmp_path):
         run = tmp_path / "killed"
-        command = [sys.executable, "-c", "from egattn.cli import main; main()", "train", str(run)]
-        # Eight devices, as in this process: the number of devices decides how sums are rounded.
-        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
-        process = subprocess.Popen(
-            [*command, "--data", str(data), *EREG.split()],
-            stdout=subprocess.DEVNULL,
-            env=environment,
-        )
-        saved = run / "checkpoints" / "4" / "commit_success.txt"
+        saved = run / "checkpoints" / "4" / "checksums.json"
         deadline = time.monotonic() + 300
-        while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with start(f"train {{0}} --data {{1}} {EREG}", run, data) as process:
+            while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
         assert saved.exists()
         egattn(f"train {{0}} --data {{1}} {EREG}", run, data)
         assert len(records(run, "start")) == 2

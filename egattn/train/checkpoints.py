@@ -85,7 +85,17 @@ class Checkpoints:
         os.replace(self.directory / str(step), target)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Saves the state after `step` steps; the data position is that of the next batch."""
+        """Saves the state after `step` steps; the data position is that of the next batch.
+
+        Raises:
+          OSError: If there is no room for it; nothing has been written then.
+        """
+        need, free = _bytes(state), shutil.disk_usage(self.directory).free
+        if free < need:
+            raise OSError(
+                f"no space left for checkpoint {step} in {self.directory}: about {need:,} bytes "
+                f"needed, {free:,} free"
+            )
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             data=ocp.args.JsonSave({"next_index": step * self._config.batch_size}),
@@ -127,3 +137,8 @@ class Checkpoints:
         for step in self._steps():
             if not is_sealed(self.directory / str(step)):
                 seal(self.directory / str(step))
+
+
+def _bytes(state: TrainState) -> int:
+    """What a checkpoint of this state takes on disk, generously."""
+    return 2**16 + sum(x.nbytes for x in jax.tree.leaves(state)) * 21 // 20

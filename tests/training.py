@@ -1,0 +1,44 @@
+"""Small training runs on real Python source, in this process or another one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from egattn.cli import main
+
+MODEL = "--model.num-layers 2 --model.num-heads 2 --model.embed-dim 32 --model.init-std 0.05"
+TRAIN = f"{MODEL} --batch-size 8 --log-every 1 --evaluate-every 4 --checkpoint-every 2"
+EREG = f"--preset ereg_sm_t_scfuffn {TRAIN} --steps 8"
+
+
+def egattn(command: str, *paths: Path | str) -> None:
+    """Runs a command in this process; `{0}` stands for the first path."""
+    main([str(paths[int(word[1])]) if word[0] == "{" else word for word in command.split()])
+
+
+def start(command: str, *paths: Path | str, **kwargs) -> subprocess.Popen:
+    """Starts a command in another process, with as many devices as this one has."""
+    words = [str(paths[int(word[1])]) if word[0] == "{" else word for word in command.split()]
+    # The number of devices decides how sums are rounded.
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", "from egattn.cli import main; main()", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        **kwargs,
+    )
+
+
+def records(run: Path, kind: str) -> list[dict]:
+    """Records of a kind in a run's metrics."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == kind]
+
+
+def numbers(run: Path) -> list[tuple]:
+    """What a run computed, step by step."""
+    return [(r["step"], r["loss"], r["penalty"], r["gradient_norm"]) for r in records(run, "train")]
