@@ -169,7 +169,8 @@ class TestDamagedCheckpoint:
         (run / "checkpoints" / "8" / "checksums.json").unlink()
         egattn(f"train {{0}} --data {{1}} {EREG}", run, data)
         output = capsys.readouterr().out
-        assert "checkpoint 8 is not intact: its save was not completed" in output
+        assert "checkpoint 8 is not intact: its save was not completed; removed" in output
+        assert not (run / "damaged").exists()
         assert numbers(run) == numbers(finished)
 
     def test_none_intact_is_an_error_and_nothing_is_lost(self, finished, data, tmp_path, capsys):

@@ -48,41 +48,48 @@ class Checkpoints:
         """Waits for the last save."""
         self._manager.close()
 
-    def newest(self) -> tuple[int | None, list[str]]:
-        """Newest intact step if there is one, and what is wrong with each newer one.
+    def newest(self) -> tuple[int | None, dict[int, str]]:
+        """Newest intact step if there is one, and for each newer one what is wrong with it.
 
         Raises:
           FileNotFoundError: If there were completed checkpoints, and none is intact.
         """
-        skipped: list[str] = []
+        skipped: dict[int, str] = {}
         for step in sorted(self._steps(), reverse=True):
             problem = damage(self.directory / str(step))
             if problem is None:
                 return step, skipped
-            skipped.append(f"checkpoint {step} is not intact: {problem}")
+            skipped[step] = f"checkpoint {step} is not intact: {problem}"
         if any(is_sealed(self.directory / str(step)) for step in self._steps()):
-            raise FileNotFoundError(f"no checkpoint in {self.directory} is intact: {skipped[0]}")
+            first = next(iter(skipped.values()))
+            raise FileNotFoundError(f"no checkpoint in {self.directory} is intact: {first}")
         return None, skipped
 
     def resume(self) -> tuple[int, list[str]]:
-        """As `newest`, 0 for None, with the newer ones moved to RUN/damaged; for the trainer."""
+        """As `newest`, 0 for None, for the trainer: the newer ones are gone, each line says where.
+
+        What a killed save left is removed. A checkpoint damaged since goes to RUN/damaged.
+        """
         step, skipped = 0, []
         if jax.process_index() == 0:
-            newest, skipped = self.newest()
+            newest, problems = self.newest()
             step = newest or 0
-            for other in self._steps():
-                if other > step:
-                    self._set_aside(other)
+            skipped = [f"{line}; {self._set_aside(other)}" for other, line in problems.items()]
         if jax.process_count() > 1:
             step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         self._manager.reload()
         return step, skipped
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, step: int) -> str:
+        path = self.directory / str(step)
+        if not is_sealed(path):
+            shutil.rmtree(path)
+            return "removed"
         target = self.directory.with_name("damaged") / str(step)
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
-        os.replace(self.directory / str(step), target)
+        os.replace(path, target)
+        return f"moved to {target}"
 
     def save(self, step: int, state: TrainState) -> None:
         """Saves the state after `step` steps; the data position is that of the next batch.

@@ -132,8 +132,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     mesh = make_mesh(config.mesh)
     check_batch(mesh, run.batch_size // run.accumulation)
     with Checkpoints(run, mesh, read_only=True) as checkpoints:
-        step, skipped = (config.step, []) if config.step else checkpoints.newest()
-        for line in skipped:
+        step, skipped = (config.step, {}) if config.step else checkpoints.newest()
+        for line in skipped.values():
             print(line, file=sys.stderr)
         if step is None:
             raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}")

@@ -63,7 +63,7 @@ def _train(config: TrainConfig, stop: StopRequest) -> dict[str, Any]:
         with Records(config.run, ceiling, first) as records, Display(config) as display:
             display.header(state, mesh, first)
             for line in skipped:
-                display.note(f"{line}; moved to {config.run / 'damaged'}")
+                display.note(line)
             records.start(**_environment(config, mesh, state))
             source = batches(
                 config.data,
