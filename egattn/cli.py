@@ -36,10 +36,21 @@ def train(args: Sequence[str]) -> None:
 def evaluate(args: Sequence[str]) -> None:
     """Evaluates a checkpoint on the validation split."""
     from egattn.train import EvaluateConfig
-    from egattn.train.evaluate import describe, evaluate, to_json
+    from egattn.train.evaluate import describe, evaluate
+    from egattn.train.records import to_json
 
     config = _parse("evaluate", EvaluateConfig, args)
     values = evaluate(config)
+    print(to_json(values) if config.json else describe(values))
+
+
+def replay(args: Sequence[str]) -> None:
+    """Repeats one training step of a run."""
+    from egattn.train.records import to_json
+    from egattn.train.replay import ReplayConfig, describe, replay
+
+    config = _parse("replay", ReplayConfig, args)
+    values = replay(config)
     print(to_json(values) if config.json else describe(values))
 
 
@@ -56,6 +67,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
+    "replay": replay,
     "report": report,
 }
 

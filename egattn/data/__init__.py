@@ -9,7 +9,7 @@ from egattn.data.manifest import (
 )
 from egattn.data.prepare import PrepareConfig, prepare
 from egattn.data.tokenizer import END_OF_TEXT, load_tokenizer
-from egattn.data.windows import batches, evaluation_batches
+from egattn.data.windows import batches, evaluation_batches, windows_of_batch
 
 __all__ = [
     "END_OF_TEXT",
@@ -23,4 +23,5 @@ __all__ = [
     "load_tokenizer",
     "prepare",
     "token_bytes",
+    "windows_of_batch",
 ]

@@ -1,7 +1,7 @@
 """The reading side: batches of windows, chosen by one global example index."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -94,14 +94,31 @@ def batches(
     first = start_index + process_index * rows
     # Steps, not examples, are what the threads share out, and the order is computed from indices
     # alone: it depends neither on the threads nor on the processes.
-    order = grain.MapDataset.range(reader.length).seed(seed).shuffle().repeat(None)
+    order = _order(reader.length, seed)
 
     def read_step(step: int) -> Int32[np.ndarray, "rows tokens"]:
         start = first + step * batch_size
-        return reader.read(cast(int, order[index]) for index in range(start, start + rows))
+        return reader.read(order(index) for index in range(start, start + rows))
 
     steps = grain.MapDataset.range(sys.maxsize // batch_size).map(read_step)
     return iter(steps.to_iter_dataset(_READ_OPTIONS))
+
+
+def windows_of_batch(
+    manifest: Manifest, split: str, *, batch_size: int, seed: int, step: int
+) -> list[int]:
+    """Returns which windows of a split the batch of training step `step`, from 1 on, consists of.
+
+    Window `w` is row `w` of the split's shards, one after the other. Arguments are as in `batches`.
+    """
+    order = _order(manifest.splits[split].windows, seed)
+    return [order(index) for index in range((step - 1) * batch_size, step * batch_size)]
+
+
+def _order(windows: int, seed: int) -> Callable[[int], int]:
+    """Window of each example of the endless sequence."""
+    order = grain.MapDataset.range(windows).seed(seed).shuffle().repeat(None)
+    return cast(Callable[[int], int], order.__getitem__)
 
 
 def evaluation_batches(

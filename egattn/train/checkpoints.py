@@ -1,5 +1,6 @@
 """Checkpoints: the train state and the data's position, through Orbax."""
 
+import math
 import os
 import shutil
 
@@ -48,19 +49,23 @@ class Checkpoints:
         """Waits for the last save."""
         self._manager.close()
 
-    def newest(self) -> tuple[int | None, dict[int, str]]:
+    def newest(self, below: float = math.inf) -> tuple[int | None, dict[int, str]]:
         """Newest intact step if there is one, and for each newer one what is wrong with it.
+
+        Args:
+          below: Only steps below this one count.
 
         Raises:
           FileNotFoundError: If there were completed checkpoints, and none is intact.
         """
         skipped: dict[int, str] = {}
-        for step in sorted(self._steps(), reverse=True):
+        steps = sorted((step for step in self._steps() if step < below), reverse=True)
+        for step in steps:
             problem = damage(self.directory / str(step))
             if problem is None:
                 return step, skipped
             skipped[step] = f"checkpoint {step} is not intact: {problem}"
-        if any(is_sealed(self.directory / str(step)) for step in self._steps()):
+        if any(is_sealed(self.directory / str(step)) for step in steps):
             first = next(iter(skipped.values()))
             raise FileNotFoundError(f"no checkpoint in {self.directory} is intact: {first}")
         return None, skipped

@@ -74,6 +74,9 @@ class TrainConfig:
     """Microbatches a step is computed in; changes memory, not numbers."""
     seed: int = 0
     """Seed of initial parameters and of the data's order."""
+    skip_nonfinite: int = 0
+    """Steps with a loss, gradient or entropy that is not finite that may be left out; the run stops
+    at the next one."""
     mesh: str | None = None
     """Devices per mesh axis, e.g. replica=2,fsdp=4; default: all on replica."""
     log_every: int = 10
@@ -93,7 +96,7 @@ class TrainConfig:
         """Checks the values."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and value < (0 if field.name == "seed" else 1):
+            if field.type is int and value < (field.name not in ("seed", "skip_nonfinite")):
                 raise ValueError(f"{field.name} must be positive, got {value}")
         if self.batch_size % self.accumulation:
             raise ValueError(
@@ -128,6 +131,7 @@ class TrainConfig:
 RUNTIME_FIELDS = (
     "run",
     "data",
+    "skip_nonfinite",
     "mesh",
     "log_every",
     "evaluate_every",

@@ -1,7 +1,6 @@
 """Evaluation: loss, perplexity, bits per byte and attention entropy of a split."""
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -197,8 +196,3 @@ def describe(values: dict[str, Any]) -> str:
         each = " ".join(f"{value:.2f}" for value in row)
         lines.append(f"{layer:5d}  {row.mean():12.3f}  {rows:>17s}  {each}")
     return "\n".join(lines)
-
-
-def to_json(values: dict[str, Any]) -> str:
-    """Formats what `evaluate` returns as one line of JSON; what is not finite becomes null."""
-    return json.dumps(values)

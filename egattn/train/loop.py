@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,10 +24,11 @@ from egattn.train.config import TrainConfig
 from egattn.train.console import Display
 from egattn.train.evaluate import Evaluator, check_data
 from egattn.train.flops import utilisation
+from egattn.train.nonfinite import Nonfinite, is_finite
 from egattn.train.preemption import Preempted, StopRequest
 from egattn.train.profiler import Profiler
 from egattn.train.records import Records
-from egattn.train.step import TrainState, batch_sharding, init_state, make_train_step
+from egattn.train.step import TrainState, device_batch, init_state, make_train_step
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -77,9 +77,11 @@ def _train(config: TrainConfig, stop: StopRequest) -> dict[str, Any]:
                 process_count=jax.process_count(),
             )
             evaluator = Evaluator(config, manifest, mesh)
+            nonfinite = Nonfinite(config, manifest, checkpoints)
+            nonfinite.resume(first)
             with Profiler(config, display, first) as profiler:
-                loop = _Loop(config, mesh, checkpoints, records, display, evaluator, profiler, stop)
-                return loop.run(state, source, first)
+                tools = checkpoints, records, display, evaluator, nonfinite, profiler, stop
+                return _Loop(config, mesh, *tools).run(state, source, first)
 
 
 @dataclasses.dataclass
@@ -90,6 +92,7 @@ class _Loop:
     records: Records
     display: Display
     evaluator: Evaluator
+    nonfinite: Nonfinite
     profiler: Profiler
     stop: StopRequest
 
@@ -120,7 +123,7 @@ class _Loop:
         # The first step compiles.
         compiling = self.stop.idle() if step == first + 1 else contextlib.nullcontext()
         with compiling, self.profiler.step(step):
-            state, metrics = self._step_fn(self._state, self._device_batch(rows))
+            state, metrics = self._step_fn(self._state, device_batch(c, self.mesh, rows))
         self._state, self._done = state, step
         settle(metrics)
         self.profiler.end(step, metrics)
@@ -147,24 +150,18 @@ class _Loop:
     def _step_fn(self) -> Callable:
         return make_train_step(self.config, self.mesh)
 
-    def _device_batch(self, rows: np.ndarray) -> jax.Array:
-        c = self.config
-        local = rows.reshape(c.accumulation, -1, rows.shape[-1])
-        shape = (c.accumulation, c.batch_size // c.accumulation, rows.shape[-1])
-        return jax.make_array_from_process_local_data(batch_sharding(self.mesh), local, shape)
-
     def _check(self) -> None:
-        """Reads the pending step's metrics: stops if they are not finite, logs when due."""
+        """Reads the pending step's metrics: logs when due, judges those that are not finite."""
         if self._pending is None:
             return
         step, metrics = self._pending
         self._pending = None
         metrics = jax.device_get(metrics)
-        if not math.isfinite(metrics["loss"]) or metrics["nonfinite"].any():
+        finite = is_finite(metrics)
+        if not finite or step % self.config.log_every == 0 or step == self.config.steps:
             self._log(step, metrics)
-            raise FloatingPointError(_diagnosis(step, metrics, self.checkpoints))
-        if step % self.config.log_every == 0 or step == self.config.steps:
-            self._log(step, metrics)
+        if not finite:
+            self.display.note(self.nonfinite.found(step, metrics))
 
     def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         c, now = self.config, time.perf_counter()
@@ -172,7 +169,8 @@ class _Loop:
         rate = tokens / (now - self._clock)
         self._clock, self._logged = now, step
         values: dict[str, Any] = {k: v if v.ndim else float(v) for k, v in metrics.items()}
-        values["learning_rate"] = np.asarray(make_schedule(c.optimizer, c.steps)(step - 1)).item()
+        schedule = make_schedule(c.optimizer, c.steps)
+        values["learning_rate"] = np.asarray(schedule(step - 1 - self.nonfinite.skipped)).item()
         values["tokens_per_second"] = rate
         values["mfu"] = utilisation(c.model, rate)
         self.records.train(step, values)
@@ -187,22 +185,6 @@ class _Loop:
         # Training speed does not count the time spent here.
         self._clock += time.perf_counter() - paused
         return values
-
-
-def _diagnosis(step: int, metrics: dict[str, np.ndarray], checkpoints: Checkpoints) -> str:
-    bad = ~np.isfinite(metrics["head_entropy"])
-    where = "; ".join(
-        f"layer {layer} heads {', '.join(map(str, np.flatnonzero(row)))} "
-        f"({metrics['nonfinite'][layer]} rows)"
-        for layer, row in enumerate(bad)
-        if row.any()
-    )
-    good, _ = checkpoints.newest()
-    saved = f"{checkpoints.directory / str(good)}" if good else "none"
-    return (
-        f"training stopped at step {step}: loss is {metrics['loss']}, attention entropy "
-        f"{'is not finite in ' + where if where else 'is finite'}; last good checkpoint: {saved}"
-    )
 
 
 def _environment(config: TrainConfig, mesh: Mesh, state: TrainState) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class Records:
         if not self._active:
             return
         path = run / "metrics.jsonl"
-        _drop_after(path, resumed_at)
+        drop_after(path, resumed_at)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_at + 1)
 
@@ -95,12 +95,21 @@ class Records:
         self._board.add_image(f"{name}_map", image.astype(np.float32), step, dataformats="HWC")
 
     def _line(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
-        self._file.flush()
+        append_line(self._file, record)
+
+
+def append_line(file: TextIO, record: dict[str, Any]) -> None:
+    """Writes a record as one line of JSON, numbers that are not finite as null."""
+    file.write(to_json(record) + "\n")
+    file.flush()
+
+
+def to_json(record: dict[str, Any]) -> str:
+    """Returns numbers and arrays as one line of JSON; what is not finite becomes null."""
+    return json.dumps(_plain(record), allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
-    """JSON without NaN: what is not finite becomes null."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -112,21 +121,27 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _drop_after(path: Path, step: int) -> None:
+def drop_after(path: Path, step: int) -> None:
     """Removes records of steps that a resumed run will compute again, and a torn last line."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for record in read_lines(path):
+            if record.get("step", 0) <= step:
+                append_line(file, record)
+    os.replace(partial, path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the records of a file of `append_line`, up to a line that a kill has torn."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            record = json.loads(line)
+            records.append(json.loads(line))
         except json.JSONDecodeError:
             break
-        if record.get("step", 0) <= step:
-            kept.append(line + "\n")
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    return records
 
 
 def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
@@ -74,6 +75,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, BATCH))
 
 
+def device_batch(config: TrainConfig, mesh: Mesh, rows: np.ndarray) -> jax.Array:
+    """Puts this process's rows [B / processes, T + 1] of a batch where a step takes them."""
+    local = rows.reshape(config.accumulation, -1, rows.shape[-1])
+    shape = (config.accumulation, config.batch_size // config.accumulation, rows.shape[-1])
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), local, shape)
+
+
 def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable:
     """Returns the jitted `(state, tokens [accumulation, B, T + 1]) -> (state, metrics)`.
 
@@ -88,7 +96,10 @@ def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable:
         metrics["gradient_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, spectral, opt_state), metrics
+        new = TrainState(state.step + 1, params, spectral, opt_state)
+        if config.skip_nonfinite:
+            new = _unless_nonfinite(metrics, new, state)
+        return new, metrics
 
     state = state_sharding(mesh, abstract(config))
     return jax.jit(
@@ -98,6 +109,14 @@ def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable:
         donate_argnums=0,
         compiler_options=compiler_options(mesh),
     )
+
+
+def _unless_nonfinite(metrics, new: TrainState, old: TrainState) -> TrainState:
+    """The new state, or the old one at the next step; as `nonfinite.is_finite` has it."""
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+    finite &= metrics["nonfinite"].sum() == 0
+    kept = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
+    return kept.replace(step=new.step)
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any]:

@@ -1,0 +1,131 @@
+"""Repeats one training step of a run, from the newest checkpoint before it."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from egattn.data import batches, load_manifest, windows_of_batch
+from egattn.sharding import check_batch, make_mesh, settle
+from egattn.train.checkpoints import Checkpoints
+from egattn.train.config import TrainConfig
+from egattn.train.evaluate import check_data, read_run
+from egattn.train.nonfinite import FILE
+from egattn.train.records import read_lines
+from egattn.train.step import device_batch, init_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayConfig:
+    """Repeats a training step and compares it with what the run recorded."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory; nothing in it is changed."""
+    step: int
+    """Step to repeat, from 1 on."""
+    data: Path | None = None
+    """Directory written by `egattn prepare`; default: the one the run was trained on."""
+    mesh: str | None = None
+    """Devices per mesh axis, e.g. replica=2,fsdp=4; default: as the run was trained."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def replay(config: ReplayConfig) -> dict[str, Any]:
+    """Repeats a step.
+
+    Returns:
+      `step`; `checkpoint`, the step it was repeated from, 0 for the start; `loss` (nats),
+      `penalty`, `gradient_norm`, `head_entropy` [L, H] (nats), `nonfinite` [L] (rows whose entropy
+      is not finite); `windows` of the training split in the batch; `recorded`, the loss and the
+      gradient norm in the run's records if it has the step, else None; `difference`, the largest
+      relative difference to them, 0 where both are not finite, infinite where only one is.
+
+    Raises:
+      FileNotFoundError: If it is not a run directory.
+      ValueError: If the step, the data or the mesh do not fit the run.
+    """
+    run = read_run(config.run)
+    run = dataclasses.replace(run, data=config.data or run.data, mesh=config.mesh or run.mesh)
+    if not 1 <= config.step <= run.steps:
+        raise ValueError(f"step must lie within 1 to {run.steps}, got {config.step}")
+    manifest = load_manifest(run.data)
+    check_data(run, manifest)
+    metrics, first = _repeat(run, manifest, config.step)
+    recorded = _recorded(config.run, config.step)
+    return {
+        "step": config.step,
+        "checkpoint": first,
+        **metrics,
+        "windows": windows_of_batch(
+            manifest, "train", batch_size=run.batch_size, seed=run.seed, step=config.step
+        ),
+        "recorded": recorded,
+        "difference": _difference(metrics, recorded) if recorded else None,
+    }
+
+
+def _repeat(run: TrainConfig, manifest, step: int) -> tuple[dict[str, np.ndarray], int]:
+    """Metrics of a step, and the step that it was reached from."""
+    mesh = make_mesh(run.mesh)
+    check_batch(mesh, run.batch_size // run.accumulation)
+    with Checkpoints(run, mesh, read_only=True) as checkpoints:
+        first = checkpoints.newest(below=step)[0] or 0
+        state = checkpoints.restore(first) if first else init_state(run, mesh)
+    source = batches(
+        run.data,
+        manifest,
+        "train",
+        batch_size=run.batch_size,
+        context_length=run.model.context_length,
+        seed=run.seed,
+        start_index=first * run.batch_size,
+    )
+    train_step, metrics = make_train_step(run, mesh), {}
+    for _ in range(first, step):
+        state, metrics = train_step(state, device_batch(run, mesh, next(source)))
+        settle(metrics)
+    return jax.device_get(metrics), first
+
+
+def _recorded(run: Path, step: int) -> dict[str, float] | None:
+    for name in ("metrics.jsonl", FILE):
+        for record in read_lines(run / name):
+            if record.get("step") == step and "gradient_norm" in record:
+                names = ("loss", "gradient_norm")
+                return {n: math.nan if record[n] is None else record[n] for n in names}
+    return None
+
+
+def _difference(metrics: dict[str, np.ndarray], recorded: dict[str, float]) -> float:
+    worst = 0.0
+    for name, old in recorded.items():
+        new = float(metrics[name])
+        if math.isfinite(new) and math.isfinite(old):
+            worst = max(worst, abs(new - old) / max(abs(old), 1e-30))
+        elif math.isfinite(new) or math.isfinite(old):
+            return math.inf
+    return worst
+
+
+def describe(values: dict[str, Any]) -> str:
+    """Returns the values as text."""
+    first = f"checkpoint {values['checkpoint']}" if values["checkpoint"] else "the start"
+    bad = [f"layer {i}: {n:,}" for i, n in enumerate(values["nonfinite"]) if n]
+    rows = f"entropy rows that are not finite: {', '.join(bad)}" if bad else "entropies are finite"
+    judgement = {None: "the run did not record this step", 0.0: "as recorded, to the bit"}
+    difference = values["difference"]
+    other = f"relative difference to the record: {difference:.1e}" if difference else ""
+    return "\n".join(
+        [
+            f"step {values['step']}, repeated from {first}",
+            f"  loss {values['loss']:.6g}  gradient norm {values['gradient_norm']:.6g}",
+            f"  {rows}",
+            f"  windows of the training split: {', '.join(map(str, values['windows']))}",
+            f"  {judgement.get(difference, other)}",
+        ]
+    )
