@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import grain
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
@@ -23,6 +24,7 @@ from egattn.data import (
     shards,
     token_bytes,
 )
+from egattn.data import windows as windows_module
 
 CONTEXT = 8
 
@@ -118,6 +120,29 @@ class TestBatches:
         for step, rows in enumerate(zip(*parts, strict=True)):
             assert all(len(part) == 12 // process_count for part in rows)
             np.testing.assert_array_equal(np.concatenate(rows), whole[step])
+
+    @pytest.mark.parametrize("workers", [1, 2, 4])
+    def test_the_number_of_workers_changes_nothing(self, directory, workers, monkeypatch):
+        expected = take(directory, 40)
+        options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
+        monkeypatch.setattr(windows_module, "_READ_OPTIONS", options)
+        np.testing.assert_array_equal(take(directory, 40), expected)
+
+    def test_from_one_process_to_two_and_back(self, directory):
+        expected, rows = take(directory, 9), []
+        for count, first in ((1, 0), (2, 3), (1, 6)):
+            parts = [
+                take(
+                    directory,
+                    3,
+                    start_index=12 * first,
+                    process_index=index,
+                    process_count=count,
+                )
+                for index in range(count)
+            ]
+            rows += [np.concatenate(part) for part in zip(*parts, strict=True)]
+        np.testing.assert_array_equal(rows, expected)
 
     def test_shorter_context_crops_each_window(self, directory):
         whole, cropped = take(directory, 5), take(directory, 5, context_length=3)

@@ -18,11 +18,11 @@ def egattn(command: str, *paths: Path | str) -> None:
     main([str(paths[int(word[1])]) if word[0] == "{" else word for word in command.split()])
 
 
-def start(command: str, *paths: Path | str, **kwargs) -> subprocess.Popen:
-    """Starts a command in another process, with as many devices as this one has."""
+def start(command: str, *paths: Path | str, devices: int = 8, **kwargs) -> subprocess.Popen:
+    """Starts a command in another process, with as many devices as this one has by default."""
     words = [str(paths[int(word[1])]) if word[0] == "{" else word for word in command.split()]
     # The number of devices decides how sums are rounded.
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", "from egattn.cli import main; main()", *words],
         stdout=subprocess.PIPE,

@@ -12,6 +12,7 @@ from egattn._strict import flatten, parse
 from egattn.entropy import Kind, Reduction
 from egattn.model import DecoderConfig
 from egattn.optimizer import OptimizerConfig
+from egattn.train.distributed import DistributedConfig
 
 Ceiling = Literal["log", "row"]
 TrainingReduction = Literal["mean", "head", "sum"]
@@ -79,6 +80,8 @@ class TrainConfig:
     at the next one."""
     mesh: str | None = None
     """Devices per mesh axis, e.g. replica=2,fsdp=4; default: all on replica."""
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    """Other processes of the job."""
     log_every: int = 10
     """Steps between log records."""
     evaluate_every: int = 100
@@ -133,6 +136,12 @@ RUNTIME_FIELDS = (
     "data",
     "skip_nonfinite",
     "mesh",
+    "distributed.enabled",
+    "distributed.coordinator",
+    "distributed.num_processes",
+    "distributed.process_id",
+    "distributed.join_timeout",
+    "distributed.heartbeat_timeout",
     "log_every",
     "evaluate_every",
     "evaluate_windows",

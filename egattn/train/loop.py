@@ -22,6 +22,7 @@ from egattn.train.checkpoints import Checkpoints
 from egattn.train.claim import claimed
 from egattn.train.config import TrainConfig
 from egattn.train.console import Display
+from egattn.train.distributed import join, together
 from egattn.train.evaluate import Evaluator, check_data
 from egattn.train.flops import utilisation
 from egattn.train.nonfinite import Nonfinite, is_finite
@@ -40,10 +41,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
       ValueError: If config, data, devices or the run directory do not fit together; nothing has
         been written then.
-      FloatingPointError: If loss or entropy stop being finite.
+      ConnectionError: If another process of the job is lost.
+      FloatingPointError: If loss, gradient or entropy are not finite more often than allowed.
       Preempted: If SIGTERM or SIGINT came; the run is saved then.
     """
-    with StopRequest() as stop:
+    join(config.distributed)
+    with together(config.distributed), StopRequest() as stop:
         return _train(config, stop)
 
 

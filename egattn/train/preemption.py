@@ -27,7 +27,7 @@ class StopRequest:
     process at once.
 
     Several processes have to stop after the same step, so there SIGTERM belongs to JAX, whose
-    coordinator finds that step.
+    coordinator finds that step, and SIGINT is passed on as one.
     """
 
     def __init__(self) -> None:
@@ -59,9 +59,12 @@ class StopRequest:
 
     def requested(self, step: int) -> bool:
         """Whether to stop after this step; the same on all processes."""
-        if self._shared and multihost_utils.reached_preemption_sync_point(step):
-            self.name = "SIGTERM"
-        return self.name is not None
+        if not self._shared:
+            return self.name is not None
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        self.name = self.name or "SIGTERM"
+        return True
 
     def check(self) -> None:
         """Raises Preempted if a signal has come; between pieces of work that one process does."""
@@ -89,6 +92,8 @@ class StopRequest:
 
     def _handle(self, number: int, _frame) -> None:
         self.name = signal.Signals(number).name
+        if self._shared:
+            os.kill(os.getpid(), signal.SIGTERM)
         if self._waiting and not self._shared:
             self._waiting = False
             raise Preempted
