@@ -11,10 +11,11 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from egattn._spelling import unknown
-from egattn.attention import entropy_attention
+from egattn.attention import entropy_attention, ring
+from egattn.attention.api import checked
 from egattn.attention.select import Implementation
 
-AXES = ("replica", "fsdp", "tensor")
+AXES = ("replica", "fsdp", "context", "tensor")
 BATCH = ("replica", "fsdp")
 """Mesh axes that split the batch."""
 
@@ -36,7 +37,7 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def make_mesh(spec: str | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """Makes the mesh (replica, fsdp, tensor) over devices.
+    """Makes the mesh (replica, fsdp, context, tensor) over devices.
 
     Args:
       spec: For example "replica=2,fsdp=4"; axes left out have size 1. None puts all devices on
@@ -73,14 +74,16 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def check_batch(mesh: Mesh, sequences: int) -> None:
-    """Raises ValueError unless `sequences` divide evenly over the mesh's batch axes."""
-    shards = batch_shards(mesh)
+def check_batch(mesh: Mesh, sequences: int, length: int) -> None:
+    """Raises ValueError unless the mesh divides a microbatch's sequences and their length."""
+    shards, context = batch_shards(mesh), mesh.shape["context"]
     if sequences % shards:
         raise ValueError(
             f"sequences per microbatch must be divisible by replica x fsdp = {shards}, "
             f"got {sequences}"
         )
+    if length % context:
+        raise ValueError(f"context_length must be divisible by context = {context}, got {length}")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -88,9 +91,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def constrain_batch(mesh: Mesh, x: jax.Array) -> jax.Array:
-    """Tells the partitioner that only axis 0 of an activation is split, as the batch is."""
-    spec = PartitionSpec(BATCH, *[None] * (x.ndim - 1))
+def constrain_activations(mesh: Mesh, x: jax.Array) -> jax.Array:
+    """Tells the partitioner how x [B, T, ...] is split: the batch as such, T over context."""
+    spec = PartitionSpec(BATCH, "context", *[None] * (x.ndim - 2))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def fold_context(mesh: Mesh, x: jax.Array) -> jax.Array:
+    """[B, T, ...] as [B C, T / C, ...]: each device's positions become sequences of their own.
+
+    For work on single positions that cuts T into pieces, which would move a split T about.
+    """
+    context = mesh.shape["context"]
+    if context == 1:
+        return x
+    batch, length, *rest = x.shape
+    x = x.reshape(batch * context, length // context, *rest)
+    spec = PartitionSpec((*BATCH, "context"), *[None] * (x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
@@ -99,10 +116,12 @@ def attend_per_shard(mesh: Mesh) -> Callable:
 
     XLA cannot split a kernel of its own accord: it would gather everything on every device. The
     batch is split over replica and fsdp, heads over tensor; an axis that the mesh does not divide
-    stays whole on all devices, and heads do where it does not divide the key heads.
+    stays whole on all devices, and heads do where it does not divide the key heads. A sequence
+    split over context is attended to by `egattn.attention.ring`.
     """
     if mesh.size == 1 and mesh.devices.flat[0].platform == jax.default_backend():
         return entropy_attention
+    context = "context" if mesh.shape["context"] > 1 else None
 
     def attend(
         query: jax.Array,
@@ -115,27 +134,47 @@ def attend_per_shard(mesh: Mesh) -> Callable:
         implementation: Implementation | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         batch, length, heads, _ = query.shape
+        if context:
+            _check_ring(mesh, length, key.shape[1], implementation)
         examples = None if batch % batch_shards(mesh) else BATCH
         split = None if key.shape[2] % mesh.shape["tensor"] else "tensor"
-        positions, rows = PartitionSpec(examples, None, split), PartitionSpec(examples, split)
+        positions = PartitionSpec(examples, context, split)
+        rows = PartitionSpec(examples, split, context)
         if temperature is not None:
             temperature = jnp.broadcast_to(temperature, (batch, heads, length))
 
         def local(query, key, value, temperature, segment_ids):
-            return entropy_attention(
-                query, key, value, temperature, scale, causal, segment_ids, implementation
-            )
+            if not context:
+                return entropy_attention(
+                    query, key, value, temperature, scale, causal, segment_ids, implementation
+                )
+            arrays = checked(query, key, value, temperature, scale, segment_ids)
+            return ring.attend(*arrays, segment_ids, causal=causal, axis=context)
 
         return jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(positions, positions, positions, rows, PartitionSpec(examples)),
+            in_specs=(positions, positions, positions, rows, PartitionSpec(examples, context)),
             out_specs=(positions, rows),
             # Kernels do not say over which axes their results vary.
             check_vma=False,
         )(query, key, value, temperature, segment_ids)
 
     return attend
+
+
+def _check_ring(mesh: Mesh, length: int, source: int, implementation: str | None) -> None:
+    context = mesh.shape["context"]
+    if length % context or length != source:
+        raise ValueError(
+            f"a sequence over context = {context} needs a multiple of so many positions, and as "
+            f"many keys as queries, got {length} and {source}"
+        )
+    if implementation not in (None, "chunked"):
+        raise NotImplementedError(
+            f"implementation {implementation!r} takes whole sequences; over context = {context} "
+            "there is only the ring, None or 'chunked'"
+        )
 
 
 def settle(arrays: Any) -> None:

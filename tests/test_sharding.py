@@ -24,7 +24,10 @@ MESHES = [(8, 1, 1), (2, 2, 2), (1, 1, 8)]
 NAMES = ("query", "key", "value", "temperature")
 
 
-def mesh_of(sizes) -> Mesh:
+def mesh_of(sizes, context: int = 1) -> Mesh:
+    """Mesh of replica, fsdp and tensor, and of context."""
+    replica, fsdp, tensor = sizes
+    sizes = (replica, fsdp, context, tensor)
     devices = int(np.prod(sizes))
     axes = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(sizes, AXES, axis_types=axes, devices=jax.devices()[:devices])
@@ -61,8 +64,9 @@ def gradients_of(attend, weights, rest):
     return jax.jit(run)
 
 
-def check_same(mesh: Mesh, kv_heads: int, **options) -> None:
+def check_same(mesh: Mesh, kv_heads: int, *, causal: bool = True, **options) -> None:
     arrays, weights, rest = problem(kv_heads, **options)
+    rest["causal"] &= causal
     expected = gradients_of(egattn.entropy_attention, weights, rest)(arrays)
     actual = gradients_of(attend_per_shard(mesh), weights, rest)(arrays)
     assert set(actual) == set(expected)
@@ -96,6 +100,56 @@ class TestNumbers:
         )
         for x, y in zip(actual(arrays), expected, strict=True):
             assert_close("", np.asarray(x), np.asarray(y), 2e-6)
+
+
+class TestRing:
+    """A sequence split over devices."""
+
+    @pytest.mark.parametrize(("sizes", "context"), [((1, 1, 1), 2), ((2, 1, 1), 4), ((1, 2, 2), 2)])
+    @pytest.mark.parametrize("kv_heads", [8, 2])
+    @pytest.mark.parametrize("causal", [True, False])
+    @pytest.mark.parametrize("layout", ["square", "segments"])
+    def test_numbers_are_those_of_one_device(self, sizes, context, kv_heads, causal, layout):
+        check_same(mesh_of(sizes, context), kv_heads, causal=causal, layout=layout)
+
+    def test_several_blocks_on_each_device(self):
+        check_same(mesh_of((1, 1, 1), 2), 2, batch=1, length=1200, layout="segments")
+
+    def test_bfloat16_is_as_exact_as_on_one_device(self):
+        arrays, weights, rest = problem(2, length=256)
+        arrays |= {name: arrays[name].astype(jnp.bfloat16) for name in NAMES[:3]}
+        expected = gradients_of(egattn.entropy_attention, weights, rest)(
+            {name: x.astype(jnp.float32) for name, x in arrays.items()}
+        )
+        actual = gradients_of(attend_per_shard(mesh_of((1, 1, 1), 8)), weights, rest)(arrays)
+        for name, x in actual.items():
+            bound = 1e-3 if name == "entropy" else 6e-3
+            assert_close(name, np.asarray(x, np.float64), np.asarray(expected[name]), bound)
+
+    @pytest.mark.parametrize(
+        ("length", "implementation", "error"),
+        [(30, None, ValueError), (40, "cudnn", NotImplementedError)],
+    )
+    def test_what_it_cannot_do_is_an_error(self, length, implementation, error):
+        arrays, _, rest = problem(2, length=length)
+        with pytest.raises(error, match="over context = 4"):
+            attend_per_shard(mesh_of((1, 1, 1), 4))(**arrays, **rest, implementation=implementation)
+
+    def test_nothing_is_gathered(self):
+        mesh = mesh_of((2, 1, 1), 4)
+        arrays, weights, rest = problem(8)
+        positions = NamedSharding(mesh, PartitionSpec(BATCH, "context"))
+        rows = NamedSharding(mesh, PartitionSpec(BATCH, None, "context"))
+        where = {**dict.fromkeys(NAMES[:3], positions), "temperature": rows}
+        weights = [jax.device_put(x, s) for x, s in zip(weights, (positions, rows), strict=True)]
+        arrays = {
+            name: jnp.broadcast_to(x, (8, 8, 40)) if x.ndim < 4 else x for name, x in arrays.items()
+        }
+        run = jax.jit(gradients_of(attend_per_shard(mesh), weights, rest), in_shardings=(where,))
+        program = str(run.lower(arrays).compile().as_text())
+        assert "collective-permute" in program
+        assert "all-gather" not in program
+        assert "all-to-all" not in program
 
 
 # Mesh, batch, key heads -> batch and key heads on one device, of 8 query heads.

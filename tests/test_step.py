@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 
 from egattn.model import PRESETS
 from egattn.optimizer import OptimizerConfig, decay_mask, make_optimizer, make_schedule
-from egattn.sharding import AXES, check_batch, make_mesh
+from egattn.sharding import check_batch, make_mesh
 from egattn.train.config import PenaltyConfig, TrainConfig
-from egattn.train.step import batch_sharding, init_state, make_train_step
+from egattn.train.step import _gradients, device_batch, init_state, make_train_step
 
 SIZE = {"vocab_size": 300, "context_length": 16, "num_layers": 2, "num_heads": 4, "embed_dim": 32}
 
@@ -33,16 +33,31 @@ def config(
 
 
 def one_device() -> Mesh:
-    return Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+    return make_mesh(devices=jax.devices()[:1])
+
+
+def rows(c: TrainConfig) -> np.ndarray:
+    """Text-like: a few tokens are frequent, so that there is something to learn at once."""
+    rng = np.random.default_rng(0)
+    return np.minimum(rng.zipf(1.3, (8, c.model.context_length + 1)), 299).astype(np.int32)
+
+
+def gradients(c: TrainConfig, mesh: Mesh):
+    """Gradients and metrics of the first step; no parameter's vanish."""
+    c = dataclasses.replace(c, model=dataclasses.replace(c.model, init_std=0.1))
+    state = init_state(c, mesh)
+
+    @jax.jit
+    def run(state, tokens):
+        return _gradients(c, mesh, state, tokens)
+
+    return jax.device_get(run(state, device_batch(c, mesh, rows(c))))
 
 
 def run(c: TrainConfig, mesh: Mesh | None = None, steps: int = 4):
     """Losses, penalties, gradient norms and head entropies of the first steps."""
     mesh = one_device() if mesh is None else mesh
-    # Text-like: a few tokens are frequent, so that there is something to learn at once.
-    rng = np.random.default_rng(0)
-    rows = np.minimum(rng.zipf(1.3, (8, c.model.context_length + 1)), 299).astype(np.int32)
-    tokens = jax.device_put(rows.reshape(c.accumulation, -1, rows.shape[1]), batch_sharding(mesh))
+    tokens = device_batch(c, mesh, rows(c))
     state, step, records = init_state(c, mesh), make_train_step(c, mesh), []
     for _ in range(steps):
         state, metrics = step(state, tokens)
@@ -70,16 +85,42 @@ def base():
     return {name: run(config(penalty=penalty)) for name, penalty in PENALTIES.items()}
 
 
+@pytest.fixture(scope="module")
+def one():
+    return gradients(config(), one_device())
+
+
+SPECS = (
+    "replica=8",
+    "fsdp=8",
+    "replica=2,fsdp=2,tensor=2",
+    "replica=4,context=2",
+    "fsdp=2,context=4",
+    "fsdp=2,context=2,tensor=2",
+)
+
+
 class TestNumbersDoNotDepend:
     @pytest.mark.parametrize("penalty", PENALTIES)
     def test_on_accumulation(self, penalty, base):
         check_same(base[penalty], run(config(penalty=PENALTIES[penalty], accumulation=4)))
 
     @pytest.mark.parametrize(
-        "spec", ["replica=8", "fsdp=8", "tensor=8", "replica=2,fsdp=2,tensor=2"]
+        "spec", ["tensor=8", "replica=2,fsdp=2,tensor=2", "replica=2,context=4"]
     )
     def test_on_the_mesh(self, spec, base):
         check_same(base["head"], run(config(penalty=PENALTIES["head"]), make_mesh(spec)))
+
+    @pytest.mark.parametrize("spec", SPECS)
+    def test_on_the_mesh_nor_does_any_gradient(self, spec, one):
+        """Losses, every leaf's gradient and entropies of the first step."""
+        grads, _, metrics = gradients(config(), make_mesh(spec))
+        assert abs(metrics["loss"] - one[2]["loss"]) <= 5e-6
+        assert np.abs(metrics["head_entropy"] - one[2]["head_entropy"]).max() <= 1e-6
+        for (path, mine), (_, other) in zip(
+            *(jax.tree_util.tree_leaves_with_path(tree) for tree in (grads, one[0])), strict=True
+        ):
+            assert np.linalg.norm(mine - other) <= 1e-5 * np.linalg.norm(other), path
 
     def test_on_mesh_and_accumulation_and_layer_loop_together(self, base):
         c = config(penalty=PENALTIES["mean"], accumulation=2, scan_layers=True, remat=True)
@@ -195,7 +236,11 @@ class TestMesh:
 
     def test_batch_that_does_not_divide(self):
         with pytest.raises(ValueError, match="divisible by replica x fsdp = 8, got 12"):
-            check_batch(make_mesh("replica=4,fsdp=2"), 12)
+            check_batch(make_mesh("replica=4,fsdp=2"), 12, 16)
+
+    def test_length_that_does_not_divide(self):
+        with pytest.raises(ValueError, match="divisible by context = 4, got 30"):
+            check_batch(make_mesh("replica=2,context=4"), 12, 30)
 
     def test_parameters_and_moments_are_split_alike(self):
         state = init_state(config("sm_ln_g"), make_mesh("replica=2,fsdp=2,tensor=2"))

@@ -46,16 +46,21 @@ def entropy_attention(
     Reference:
       Jha & Reagen, Entropy-Guided Attention for Private LLMs, arXiv 2501.03489, Appendix A.
     """
+    query, key, value, row_scale = checked(query, key, value, temperature, scale, segment_ids)
+    problem = Problem.of(query, key, value, causal=causal, segment_ids=segment_ids)
+    attend = select(implementation, problem)
+    return attend(query, key, value, row_scale, segment_ids, causal=causal)
+
+
+def checked(query, key, value, temperature, scale, segment_ids):
+    """Checked query, key and value of `entropy_attention`, and its scores' factors [B, H, T]."""
     query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
     _check_shapes(query, key, value, segment_ids)
     batch, length, heads, head_dim = query.shape
     row_scale = jnp.asarray(head_dim**-0.5 if scale is None else scale, jnp.float32)
     if temperature is not None:
         row_scale = row_scale / _checked_temperature(temperature, (batch, heads, length))
-    row_scale = jnp.broadcast_to(row_scale, (batch, heads, length))
-    problem = Problem.of(query, key, value, causal=causal, segment_ids=segment_ids)
-    attend = select(implementation, problem)
-    return attend(query, key, value, row_scale, segment_ids, causal=causal)
+    return query, key, value, jnp.broadcast_to(row_scale, (batch, heads, length))
 
 
 def _checked_temperature(temperature, shape: tuple[int, ...]) -> Float[Array, "..."]:

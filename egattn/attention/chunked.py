@@ -8,8 +8,12 @@ and entropy: with cotangents do and g of output and entropy, and `delta = do . o
     ds_j = p_j [ (do . v_j - delta) - g (log p_j + E) ],
 
 one multiply-add more per score than attention without entropy.
+
+`egattn.attention.ring` calls both passes on the keys of one device after the other.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +28,7 @@ _QUERY_BLOCK = 256
 _KEY_BLOCK = 512
 
 
-class _Blocks(NamedTuple):
+class Blocks(NamedTuple):
     """How T queries and S keys are cut: `queries` blocks of `query_size`, likewise keys.
 
     Query heads that share a key head are rows of one block, so that every product of a block is
@@ -41,7 +45,8 @@ class _Blocks(NamedTuple):
     causal: bool
 
     @classmethod
-    def of(cls, group: int, length: int, source: int, causal: bool) -> "_Blocks":
+    def of(cls, group: int, length: int, source: int, causal: bool) -> "Blocks":
+        """Cuts T = `length` queries and S = `source` keys."""
         queries, keys = -(-length // _QUERY_BLOCK), -(-source // _KEY_BLOCK)
         query_size, key_size = -(-length // queries), -(-source // keys)
         return cls(group, length, source, queries, query_size, keys, key_size, causal)
@@ -71,39 +76,59 @@ def attend(
     causal: bool,
 ) -> tuple[Float[Array, "batch length heads head_dim"], Float[Array, "batch heads length"]]:
     """As `reference.attend`, without any [T, S] array in forward or backward."""
-    batch, length, heads, head_dim = query.shape
+    q, k, v, r = arrange(query, key, value, row_scale)
+    blocks = Blocks.of(q.shape[2], q.shape[3], k.shape[2], causal)
+    return restore(*_attend(blocks, q, k, v, r, segment_ids))
+
+
+def arrange(query, key, value, row_scale):
+    """q [B, K, G, T, D]; k, v [B, K, S, D]; r [B, K, G, T], of arguments of `attend`."""
+    batch, length, _, head_dim = query.shape
     if query.dtype == jnp.float32:
         # Into the query, where it costs nothing. Narrower queries would lose digits to it: their
         # scores are scaled instead.
         query = query * jnp.swapaxes(row_scale, 1, 2)[..., None]
         row_scale = jnp.ones_like(row_scale)
     kv_heads = key.shape[2]
-    blocks = _Blocks.of(heads // kv_heads, length, key.shape[1], causal)
     q = jnp.moveaxis(query.reshape(batch, length, kv_heads, -1, head_dim), 1, 3)
     r = row_scale.reshape(batch, kv_heads, -1, length)
-    k, v = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
-    out, entropy = _attend(blocks, q, k, v, r, segment_ids)
-    out = jnp.moveaxis(out, 3, 1).reshape(batch, length, heads, head_dim)
-    return out, entropy.reshape(batch, heads, length)
+    return q, jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), r
 
 
-def _forward_only(blocks: _Blocks, q, k, v, r, segments):
+def restore(out, entropy):
+    """Output [B, T, H, D] and entropy [B, H, T] of those in the layout of `arrange`."""
+    batch, _, _, length, head_dim = out.shape
+    out = jnp.moveaxis(out, 3, 1).reshape(batch, length, -1, head_dim)
+    return out, entropy.reshape(batch, -1, length)
+
+
+def _forward_only(blocks: Blocks, q, k, v, r, segments):
     """q [B, K, G, T, D]; k, v [B, K, S, D]; r [B, K, G, T] -> output like q, entropy like r."""
-    out, entropy, _ = _forward(blocks, q, k, v, r, segments)
+    (out, entropy), _ = _attend_fwd(blocks, q, k, v, r, segments)
     return out, entropy
 
 
 def _attend_fwd(blocks, q, k, v, r, segments):
-    out, entropy, logsumexp = _forward(blocks, q, k, v, r, segments)
+    out, entropy, logsumexp = forward(blocks, q, k, v, r, (segments, segments))
+    out = out.astype(q.dtype)
     return (out, entropy), (q, k, v, r, segments, out, entropy, logsumexp)
 
 
 def _attend_bwd(blocks, residuals, cotangents):
+    return cotangents_of_inputs(functools.partial(backward, blocks), residuals, cotangents)
+
+
+_attend = jax.custom_vjp(_forward_only, nondiff_argnums=(0,))
+_attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def cotangents_of_inputs(backward: Callable, residuals, cotangents):
+    """Cotangents of q, k, v, r and segments; `backward` has the last arguments of this module's."""
     q, k, v, r, segments, out, entropy, logsumexp = residuals
     dout, dentropy = cotangents
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), -1)
     rows = (q, r, dout.astype(q.dtype), logsumexp, entropy, delta, dentropy)
-    du, dk, dv = _backward(blocks, rows, k, v, segments)
+    du, dk, dv = backward(rows, k, v, (segments, segments))
     # du = sum_j ds_j k_j; the scores are s_j = r q . k_j.
     dq = (du * r[..., None]).astype(q.dtype)
     dr = jnp.sum(du * q.astype(jnp.float32), -1)
@@ -111,11 +136,21 @@ def _attend_bwd(blocks, residuals, cotangents):
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), dr, dsegments
 
 
-_attend = jax.custom_vjp(_forward_only, nondiff_argnums=(0,))
-_attend.defvjp(_attend_fwd, _attend_bwd)
+def forward(blocks: Blocks, q, k, v, r, segments):
+    """Attention to some keys.
 
+    Args:
+      blocks: How queries and keys are cut.
+      q: Queries [B, K, G, T, D].
+      k: Keys [B, K, S, D].
+      v: Values [B, K, S, D].
+      r: Factors of the scores [B, K, G, T].
+      segments: Segments of queries [B, T] and of keys [B, S], or two None.
 
-def _forward(blocks: _Blocks, q, k, v, r, segments):
+    Returns:
+      Output like q, entropy and logsumexp like r, all float32. A row that sees no key has output 0,
+      entropy 0 and logsumexp -inf.
+    """
     q, r = (_split_rows(blocks, x) for x in (q, r))
     k, v = (_split_keys(blocks, x) for x in (k, v))
 
@@ -139,15 +174,23 @@ def _forward(blocks: _Blocks, q, k, v, r, segments):
         row_max, total, weighted, out = _loop(0, blocks.keys_seen(i), key_block, init)
         seen = row_max != -jnp.inf
         total = jnp.where(seen, total, 1.0)
-        logsumexp = jnp.log(total) + jnp.where(seen, row_max, 0.0)
         entropy = jnp.log(total) - weighted / total
-        return (out / total[..., None]).astype(q.dtype), entropy, logsumexp
+        return out / total[..., None], entropy, jnp.log(total) + row_max
 
     return tuple(_join_rows(blocks, x) for x in _map(query_block, blocks.queries))
 
 
-def _backward(blocks: _Blocks, rows, k, v, segments):
-    """Returns (sum_j ds_j k_j, dk, dv) in float32."""
+def backward(blocks: Blocks, rows, k, v, segments):
+    """What some keys add to the gradients: (sum_j ds_j k_j, dk, dv) in float32.
+
+    Args:
+      blocks: How queries and keys are cut.
+      rows: q, r, cotangent of the output, logsumexp, entropy, delta and cotangent of the entropy,
+        each [B, K, G, T, ...]; logsumexp, entropy and delta are those over all keys.
+      k: Keys [B, K, S, D].
+      v: Values [B, K, S, D].
+      segments: Segments of queries [B, T] and of keys [B, S], or two None.
+    """
     rows = tuple(_split_rows(blocks, x) for x in rows)
     q, r, dout, logsumexp, entropy, delta, dentropy = rows
     k, v = (_split_keys(blocks, x) for x in (k, v))
@@ -179,16 +222,16 @@ def _backward(blocks: _Blocks, rows, k, v, segments):
     return _join_rows(blocks, du), _join_keys(blocks, dk), _join_keys(blocks, dv)
 
 
-def _scores(blocks: _Blocks, q, r, k, segments, i, j):
+def _scores(blocks: Blocks, q, r, k, segments, i, j):
     """Scores [B, K, R, s] of query block i against key block j, and which of them count."""
     s = _dot("bkrd,bksd->bkrs", q, k) * r[..., None]
     query_positions = i * blocks.query_size + jnp.arange(blocks.query_size)
     query_positions = jnp.tile(query_positions, blocks.group)
     key_positions = j * blocks.key_size + jnp.arange(blocks.key_size)
-    query_segments = key_segments = None
-    if segments is not None:
-        query_segments = jnp.take(segments, query_positions, axis=1, fill_value=-1)
-        key_segments = jnp.take(segments, key_positions, axis=1, fill_value=-1)
+    query_segments, key_segments = segments
+    if query_segments is not None:
+        query_segments = jnp.take(query_segments, query_positions, axis=1, fill_value=-1)
+        key_segments = jnp.take(key_segments, key_positions, axis=1, fill_value=-1)
     mask = visible(
         query_positions,
         key_positions,
@@ -224,7 +267,7 @@ def _map(body, count: int):
     return jax.lax.map(body, jnp.arange(count))
 
 
-def _split_rows(blocks: _Blocks, x):
+def _split_rows(blocks: Blocks, x):
     """[B, K, G, T, ...] -> [queries, B, K, R, ...], zero-padded at the end of T."""
     batch, kv_heads, group, length, *rest = x.shape
     pad = blocks.queries * blocks.query_size - length
@@ -234,7 +277,7 @@ def _split_rows(blocks: _Blocks, x):
     return x.reshape(blocks.queries, batch, kv_heads, group * blocks.query_size, *rest)
 
 
-def _join_rows(blocks: _Blocks, x):
+def _join_rows(blocks: Blocks, x):
     """Undoes `_split_rows`."""
     queries, batch, kv_heads, _, *rest = x.shape
     x = x.reshape(queries, batch, kv_heads, blocks.group, blocks.query_size, *rest)
@@ -243,7 +286,7 @@ def _join_rows(blocks: _Blocks, x):
     return x[:, :, :, : blocks.length]
 
 
-def _split_keys(blocks: _Blocks, x):
+def _split_keys(blocks: Blocks, x):
     """[B, K, S, D] -> [keys, B, K, s, D], zero-padded at the end of S."""
     batch, kv_heads, source, width = x.shape
     pad = blocks.keys * blocks.key_size - source
@@ -251,7 +294,7 @@ def _split_keys(blocks: _Blocks, x):
     return jnp.moveaxis(x.reshape(batch, kv_heads, blocks.keys, blocks.key_size, width), 2, 0)
 
 
-def _join_keys(blocks: _Blocks, x):
+def _join_keys(blocks: Blocks, x):
     """Undoes `_split_keys`."""
     keys, batch, kv_heads, size, width = x.shape
     x = jnp.moveaxis(x, 0, 2).reshape(batch, kv_heads, keys * size, width)

@@ -121,7 +121,7 @@ class Decoder(nn.Module):
     """Architecture, see `DecoderConfig.preset`."""
     constrain: Constrain = unconstrained
     """Applied to the residual stream [B, T, d] wherever it is written: a place for sharding
-    constraints, see `egattn.sharding.constrain_batch`."""
+    constraints, see `egattn.sharding.constrain_activations`."""
     attend: Callable = entropy_attention
     """The operator, see `EntropyAttention.attend`."""
 

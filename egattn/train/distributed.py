@@ -32,12 +32,11 @@ class DistributedConfig:
             raise ValueError(
                 f"distributed coordinator, num_processes and process_id go together, got {told}"
             )
-        if self.num_processes is not None and self.process_id is not None:
-            if not 0 <= self.process_id < self.num_processes:
-                raise ValueError(
-                    f"distributed process_id must lie within 0 to {self.num_processes - 1}, "
-                    f"got {self.process_id}"
-                )
+        if not 0 <= (self.process_id or 0) < (self.num_processes or 1):
+            raise ValueError(
+                f"distributed process_id must lie within 0 to {(self.num_processes or 1) - 1}, "
+                f"got {self.process_id}"
+            )
         for name in ("join_timeout", "heartbeat_timeout"):
             if getattr(self, name) < 1:
                 raise ValueError(f"distributed {name} must be positive, got {getattr(self, name)}")

@@ -129,7 +129,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     manifest = load_manifest(run.data)
     check_data(run, manifest)
     mesh = make_mesh(config.mesh)
-    check_batch(mesh, run.batch_size // run.accumulation)
+    check_batch(mesh, run.batch_size // run.accumulation, run.model.context_length)
     with Checkpoints(run, mesh, read_only=True) as checkpoints:
         step, skipped = (config.step, {}) if config.step else checkpoints.newest()
         for line in skipped.values():

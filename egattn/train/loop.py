@@ -57,7 +57,7 @@ def _train(config: TrainConfig, stop: StopRequest) -> dict[str, Any]:
         config, data_sha256=manifest.sha256, tokenizer_sha256=manifest.tokenizer_sha256
     )
     mesh = make_mesh(config.mesh)
-    check_batch(mesh, config.batch_size // config.accumulation)
+    check_batch(mesh, config.batch_size // config.accumulation, config.model.context_length)
     with claimed(config), Checkpoints(config, mesh) as checkpoints:
         first, skipped = checkpoints.resume()
         with stop.idle():

@@ -72,7 +72,7 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
 def _repeat(run: TrainConfig, manifest, step: int) -> tuple[dict[str, np.ndarray], int]:
     """Metrics of a step, and the step that it was reached from."""
     mesh = make_mesh(run.mesh)
-    check_batch(mesh, run.batch_size // run.accumulation)
+    check_batch(mesh, run.batch_size // run.accumulation, run.model.context_length)
     with Checkpoints(run, mesh, read_only=True) as checkpoints:
         first = checkpoints.newest(below=step)[0] or 0
         state = checkpoints.restore(first) if first else init_state(run, mesh)

@@ -22,7 +22,8 @@ from egattn.sharding import (
     BATCH,
     attend_per_shard,
     batch_shards,
-    constrain_batch,
+    constrain_activations,
+    fold_context,
     replicated,
     state_sharding,
 )
@@ -141,14 +142,7 @@ def _gradients(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
     def objective(params, microbatch):
         features, spectral = _features(config, mesh, params, state.spectral, microbatch)
         weights = jnp.full(microbatch[:, 1:].shape, 1 / predictions, jnp.float32)
-        loss = cross_entropy(
-            features.hidden,
-            features.head,
-            microbatch[:, 1:],
-            weights,
-            config.model.vocab_size,
-            batch_shards(mesh),
-        )
+        loss = _loss(config, mesh, features, microbatch[:, 1:], weights)
         cost = jnp.float32(0)
         if penalty.weight > 0:
             entropy = _with_mean(features.entropy, batch_mean)
@@ -184,7 +178,7 @@ def _features(
     # gets gradients wrong without an error (jax 0.10.2 and 0.12.0.1, all three axes > 1).
     model = Decoder(
         config.model,
-        constrain=functools.partial(constrain_batch, mesh),
+        constrain=functools.partial(constrain_activations, mesh),
         attend=attend_per_shard(mesh),
     )
     features, updated = model.apply(
@@ -194,6 +188,14 @@ def _features(
         mutable=[SPECTRAL],
     )
     return features, updated.get(SPECTRAL, {})
+
+
+def _loss(config: TrainConfig, mesh: Mesh, features: DecoderFeatures, targets, weights):
+    """Weighted sum of the cross entropies of targets [B, T], nats."""
+    hidden, targets, weights = (fold_context(mesh, x) for x in (features.hidden, targets, weights))
+    shards = batch_shards(mesh) * mesh.shape["context"]
+    vocab_size = config.model.vocab_size
+    return cross_entropy(hidden, features.head, targets, weights, vocab_size, shards)
 
 
 def penalty_ramp(config: PenaltyConfig, steps: int, step) -> Float[Array, ""]:
@@ -242,14 +244,7 @@ def make_eval_step(config: TrainConfig, mesh: Mesh) -> Callable:
         features, _ = _features(config, mesh, state.params, state.spectral, tokens[0])
         targets, w = tokens[0, :, 1:], weights[0]
         per_position = jnp.broadcast_to(w[:, None], targets.shape)
-        nll = cross_entropy(
-            features.hidden,
-            features.head,
-            targets,
-            per_position,
-            config.model.vocab_size,
-            batch_shards(mesh),
-        )
+        nll = _loss(config, mesh, features, targets, per_position)
         bad = ~jnp.isfinite(features.entropy) & (w > 0)[:, None, None]
         return {
             "nll": nll,
