@@ -43,6 +43,18 @@ def evaluate(args: Sequence[str]) -> None:
     print(to_json(values) if config.json else describe(values))
 
 
+def compile_step(args: Sequence[str]) -> None:
+    """Compiles the training step for a TPU pod without one."""
+    from egattn.compile import plan
+    from egattn.compile.display import show, to_json
+
+    config = _compile_config(args)
+    result = plan(config)
+    print(to_json(result)) if config.json else show(result)
+    if not result.fits:
+        sys.exit(1)
+
+
 def report(args: Sequence[str]) -> None:
     """Draws figures and an HTML page from runs."""
     from egattn.report import ReportConfig, summary_lines, write_report
@@ -57,6 +69,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "report": report,
+    "compile": compile_step,
 }
 
 
@@ -90,8 +103,7 @@ def _train_config(args: Sequence[str]):
     from egattn.data import load_manifest
     from egattn.train import TrainConfig
 
-    first = argparse.ArgumentParser(prog="egattn train", add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="sm_ln_g")
+    first = _preset_parser("train")
     first.add_argument("--data", type=Path, default=TrainConfig.data)
     known, rest = first.parse_known_args(args)
     fields: dict[str, Any] = {}
@@ -100,6 +112,21 @@ def _train_config(args: Sequence[str]):
         fields = {"vocab_size": manifest.vocab_size, "context_length": manifest.context_length}
     default = TrainConfig.preset_defaults(known.preset, tyro.MISSING, **fields)
     return _parse("train", TrainConfig, rest, dataclasses.replace(default, data=known.data))
+
+
+def _compile_config(args: Sequence[str]):
+    """Parses `egattn compile`: the preset decides what the other defaults are."""
+    from egattn.compile import CompileConfig
+
+    known, rest = _preset_parser("compile").parse_known_args(args)
+    return _parse("compile", CompileConfig, rest, CompileConfig.preset_defaults(known.preset))
+
+
+def _preset_parser(command: str) -> argparse.ArgumentParser:
+    """Finds the preset before everything else is parsed."""
+    parser = argparse.ArgumentParser(prog=f"egattn {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default="sm_ln_g")
+    return parser
 
 
 def _parse(command: str, kind: type, args: Sequence[str], default: Any = None) -> Any:
