@@ -45,13 +45,22 @@ def evaluate(args: Sequence[str]) -> None:
 
 def compile_step(args: Sequence[str]) -> None:
     """Compiles the training step for a TPU pod without one."""
-    from egattn.compile import plan
-    from egattn.compile.display import show, to_json
+    import jax
 
+    from egattn.compile import plan, search
+    from egattn.compile.display import show, show_search, to_json
+
+    # Nothing runs here: an accelerator of this machine stays free for others.
+    jax.config.update("jax_platforms", "cpu")
     config = _compile_config(args)
-    result = plan(config)
-    print(to_json(result)) if config.json else show(result)
-    if not result.fits:
+    if config.search:
+        found = search(config)
+        print(to_json(found)) if config.json else show_search(found)
+        plans = found.plans
+    else:
+        plans = [plan(config)]
+        print(to_json(plans[0])) if config.json else show(plans[0])
+    if not any(p.fits for p in plans):
         sys.exit(1)
 
 

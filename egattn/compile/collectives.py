@@ -25,7 +25,8 @@ class Volume:
     `bytes`, twice that for an all-reduce, all of them for a permutation."""
 
 
-class Collectives(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Collectives:
     """All collectives of a program."""
 
     kinds: dict[str, Volume]
@@ -42,6 +43,9 @@ class Collectives(NamedTuple):
     def traffic(self) -> float:
         """Traffic of all kinds."""
         return sum(volume.traffic for volume in self.kinds.values())
+
+
+NONE = Collectives({}, 0)
 
 
 def collectives(text: str, devices: int) -> Collectives:
@@ -74,7 +78,9 @@ class _Found(NamedTuple):
     instruction: Instruction
 
 
-def _walk(module: Module, name: str, trips: int, certain: bool) -> Iterator[tuple[_Found, int, bool]]:
+def _walk(
+    module: Module, name: str, trips: int, certain: bool
+) -> Iterator[tuple[_Found, int, bool]]:
     """Yields collectives of a computation and of what it calls, with how often they run."""
     # The TPU compiler spreads one collective over several fusions, to overlap it with their work.
     chains: set[str] = set()

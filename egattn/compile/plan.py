@@ -3,39 +3,22 @@
 import contextlib
 import dataclasses
 import math
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from egattn.compile.collectives import Volume, collectives
+from egattn.compile.collectives import NONE, Collectives, collectives
 from egattn.compile.config import CompileConfig, Effort
+from egattn.compile.memory import Memory, Refusal, bytes_per_device
 from egattn.compile.topology import chip_of, describe, libtpu_version
 from egattn.sharding import check_batch, make_mesh, state_sharding
 from egattn.train.config import TrainConfig
 from egattn.train.flops import flops_per_token, peak_flops
 from egattn.train.step import TrainState, abstract, batch_sharding, make_train_step
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """What a compiled step asks for on each chip, bytes."""
-
-    arguments: int
-    """State and batch."""
-    outputs: int
-    """Results that take no argument's place: the state does, being donated."""
-    temporaries: int
-    code: int
-
-    @property
-    def total(self) -> int:
-        """All of it at once, which is more than any moment needs."""
-        return self.arguments + self.outputs + self.temporaries + self.code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,26 +32,24 @@ class Plan:
     preset: str
     parameters: int
     batch_size: int
+    """Sequences per step over all chips and microbatches."""
     accumulation: int
     context_length: int
     effort: Effort
     hbm_bytes: int
-    """Memory of a chip."""
+    """Memory of a chip; where XLA gave up, as much of it as XLA reckons with."""
     state_bytes: int
-    """Parameters and optimiser's moments on a chip, from their shapes and shardings alone."""
+    """State on a chip by its shapes and shardings alone: a lower bound of `needed_bytes`."""
     needed_bytes: int
-    """Memory on a chip: `Memory.total`, or what XLA says where it gave up."""
+    """Memory on a chip: `Memory.total`, or what XLA wanted where it gave up."""
     fits: bool
     memory: Memory | None
-    """None where XLA gave up for lack of memory; then `collectives` is empty."""
-    refusal: str | None
-    """What XLA said when it gave up."""
-    collectives: dict[str, Volume]
+    """None where XLA gave up for lack of memory; it tells nothing of collectives then."""
+    collectives: Collectives
     """Per chip and step."""
-    unknown_loops: int
-    """Loops with collectives whose trips are unknown: counted once."""
     flops: float
     """Of the model per step, over all chips, without recomputation."""
+    flops_per_chip: float
     compute_seconds: float
     """Those FLOPs at the chips' bfloat16 peak."""
     communication_seconds: float
@@ -77,49 +58,42 @@ class Plan:
     jax: str
     libtpu: str
 
-    @property
-    def flops_per_chip(self) -> float:
-        """FLOPs per step on each chip."""
-        return self.flops / self.chips
-
 
 def plan(config: CompileConfig) -> Plan:
-    """Compiles the step of `config` and returns what it needs.
+    """Compiles the step that `egattn train` would run and returns what it needs.
 
     Raises:
       ValueError: If topology, mesh, batch and model do not fit together.
-      NotImplementedError: If the TPU compiler is not installed.
+      NotImplementedError: If the TPU compiler is not installed or cannot compile this step.
     """
     devices = describe(config.topology)
     train = config.train_config(len(devices))
-    return plan_mesh(config, train, mesh_of(config, devices))
+    return plan_mesh(
+        config, train, make_mesh(config.mesh or default_mesh(config, devices), devices)
+    )
 
 
-def mesh_of(config: CompileConfig, devices: Sequence[Any]) -> Mesh:
-    """The mesh that `config` asks for.
-
-    By default fsdp is the largest divisor of the chips that divides the model's width too, so that
-    every matrix is split; the rest is replica.
-    """
-    fsdp = math.gcd(len(devices), config.model.embed_dim)
-    default = f"replica={len(devices) // fsdp},fsdp={fsdp}"
-    return make_mesh(config.mesh or default, devices)
+def default_mesh(config: CompileConfig, chips: int) -> str:
+    """All chips on fsdp, as far as they divide the model's width so that matrices split evenly."""
+    fsdp = math.gcd(chips, config.model.embed_dim)
+    return f"replica={chips // fsdp},fsdp={fsdp}"
 
 
 def plan_mesh(config: CompileConfig, train: TrainConfig, mesh: Mesh) -> Plan:
-    """As `plan`, for a given run and mesh."""
+    """As `plan`, for a given run on a given mesh of `config.topology`."""
     check_batch(mesh, train.batch_size // train.accumulation)
-    chip = chip_of(config.topology)
+    chip, kind = chip_of(config.topology), mesh.devices.flat[0].device_kind
     state = sharded_state(train, mesh)
     start = time.perf_counter()
-    compiled, refusal = _compile(train, mesh, state, config.effort)
+    compiled = compile_train_step(train, mesh, config.effort)
     seconds = time.perf_counter() - start
-    memory = None if compiled is None else _memory(compiled)
-    needed = _refused_bytes(refusal) if memory is None else memory.total
-    counted = collectives("ENTRY %main () -> () {" if compiled is None else compiled.as_text(), mesh.size)
+    if isinstance(compiled, Refusal):
+        memory, moved = None, NONE
+        needed, hbm = compiled.needed, min(compiled.available, chip.hbm_bytes)
+    else:
+        memory, moved = Memory.of(compiled), collectives(compiled.as_text(), mesh.size)
+        needed, hbm = memory.total, chip.hbm_bytes
     flops = flops_per_token(train.model) * train.batch_size * train.model.context_length
-    peak = peak_flops(mesh.devices.flat[0].device_kind)
-    assert peak is not None
     return Plan(
         topology=config.topology,
         chip=chip.name,
@@ -131,17 +105,16 @@ def plan_mesh(config: CompileConfig, train: TrainConfig, mesh: Mesh) -> Plan:
         accumulation=train.accumulation,
         context_length=train.model.context_length,
         effort=config.effort,
-        hbm_bytes=chip.hbm_bytes,
+        hbm_bytes=hbm,
         state_bytes=bytes_per_device(state),
         needed_bytes=needed,
-        fits=memory is not None and needed <= chip.hbm_bytes,
+        fits=memory is not None and needed <= hbm,
         memory=memory,
-        refusal=refusal,
-        collectives=counted.kinds if compiled else {},
-        unknown_loops=counted.unknown_loops,
+        collectives=moved,
         flops=flops,
-        compute_seconds=flops / mesh.size / peak,
-        communication_seconds=counted.traffic / chip.ici_bytes,
+        flops_per_chip=flops / mesh.size,
+        compute_seconds=flops / mesh.size / (peak_flops(kind) or math.nan),
+        communication_seconds=moved.traffic / chip.ici_bytes,
         compile_seconds=seconds,
         jax=jax.__version__,
         libtpu=libtpu_version(),
@@ -158,29 +131,25 @@ def sharded_state(train: TrainConfig, mesh: Mesh) -> TrainState:
     )
 
 
-def bytes_per_device(state: Any) -> int:
-    """Bytes of a sharded state on each device, padding aside."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)
-    )
+def compile_train_step(train: TrainConfig, mesh: Mesh, effort: Effort) -> Any:
+    """Returns the compiled step, a `jax.stages.Compiled`, or a `Refusal`.
 
-
-def _compile(
-    train: TrainConfig, mesh: Mesh, state: TrainState, effort: Effort
-) -> tuple[Any, str | None]:
-    """Returns the compiled step, or None and what XLA said when memory was too small."""
+    Raises:
+      NotImplementedError: If XLA cannot compile it for another reason than a chip's memory.
+    """
     rows = train.batch_size // train.accumulation
     shape = (train.accumulation, rows, train.model.context_length + 1)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
-    lowered = make_train_step(train, mesh).lower(state, tokens)
+    lowered = make_train_step(train, mesh).lower(sharded_state(train, mesh), tokens)
     try:
         with _optimization(effort):
-            return lowered.compile(), None
+            return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        message = str(error)
-        if not (message.startswith("RESOURCE_EXHAUSTED") and "hbm" in message.lower()):
-            raise
-        return None, message.splitlines()[0]
+        refusal = Refusal.of(str(error))
+        if refusal is None:
+            reason = str(error).splitlines()[0]
+            raise NotImplementedError(f"XLA cannot compile this step: {reason}") from error
+        return refusal
 
 
 @contextlib.contextmanager
@@ -195,17 +164,3 @@ def _optimization(effort: Effort) -> Iterator[None]:
         yield
     finally:
         config.update("jax_optimization_level", before)
-
-
-def _memory(compiled: Any) -> Memory:
-    stats = compiled.memory_analysis()
-    return Memory(
-        arguments=stats.argument_size_in_bytes,
-        outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
-        temporaries=stats.temp_size_in_bytes,
-        code=stats.generated_code_size_in_bytes,
-    )
-
-
-def _refused_bytes(message: str | None) -> int:
-    raise NotImplementedError(message)
