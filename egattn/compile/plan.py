@@ -69,7 +69,7 @@ def plan(config: CompileConfig) -> Plan:
     devices = describe(config.topology)
     train = config.train_config(len(devices))
     return plan_mesh(
-        config, train, make_mesh(config.mesh or default_mesh(config, devices), devices)
+        config, train, make_mesh(config.mesh or default_mesh(config, len(devices)), devices)
     )
 
 
