@@ -29,8 +29,8 @@ class CompileConfig:
     topology: str = "v5p:4x4x4"
     """Chips to compile for: v4:XxYxZ, v5e:XxY, v5p:XxYxZ or v6e:XxY."""
     mesh: str | None = None
-    """Chips per mesh axis, e.g. replica=8,fsdp=64; default: fsdp as far as it divides the model's
-    width, the rest on replica."""
+    """Chips per mesh axis, e.g. replica=8,fsdp=64; default: as many on fsdp as divide the model's
+    width, but on v4 and v5p at most half, the rest on replica."""
     preset: tyro.conf.Suppress[str] = "sm_ln_g"
     """The architecture that `model` started from."""
     model: DecoderConfig = dataclasses.field(
