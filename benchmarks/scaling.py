@@ -140,37 +140,47 @@ def row(model: str, plan: Plan) -> dict[str, Any]:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Memory, bytes sent and the two times of each model over the number of chips."""
-    titles = ("needed GiB", "sent MiB", "ms")
     style: Any = STYLE
     with rc_context(style):
-        figure = canvas(WIDTH, 3.4)
+        figure = canvas(WIDTH, 3.6)
         axes = figure.subplots(1, 3)
-        for ax, title in zip(axes, titles, strict=True):
-            ax.set_title(f"{title} per chip and step" if title != "ms" else "ms per step")
-            ax.set(xscale="log", yscale="log", xlabel="chips")
         for index, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
-            # The first slice may be of another kind of chip: lines join equal ones only.
             mine = [r for r in rows if r["model"] == model and "sent MiB" in r]
-            for kind in dict.fromkeys(r["slice"].split(":")[0] for r in mine):
-                group = [r for r in mine if r["slice"].startswith(kind)]
-                _curves(axes, group, f"{model}, {kind}", index)
-        for ax in axes:
+            label = model
+            # Other chips or another effort make another program: lines join equal ones only.
+            for kind in dict.fromkeys(map(_kind, mine)):
+                group = [r for r in mine if _kind(r) == kind]
+                _curves(axes, group, label, index, hollow=kind[1] == "O0")
+                label = None
+        for ax, title in zip(axes, ("needed GiB", "sent MiB", "ms per step"), strict=True):
+            ax.set_title(title)
+            ax.set(xscale="log", xlabel="chips (hollow: O0)")
             ax.legend(fontsize=7)
             ax.set_xticks(sorted({r["chips"] for r in rows}))
             ax.tick_params(axis="x", rotation=60)
             ax.xaxis.set_major_formatter(ScalarFormatter())
             ax.xaxis.set_minor_locator(NullLocator())
+        for ax in axes[:2]:
+            ax.set_ylim(bottom=0)
+        axes[2].set_yscale("log")
         figure.savefig(path)
 
 
-def _curves(axes: Any, group: list[dict[str, Any]], label: str, index: int) -> None:
+def _kind(row: dict[str, Any]) -> tuple[str, str]:
+    return row["slice"].split(":")[0], row["effort"]
+
+
+def _curves(
+    axes: Any, group: list[dict[str, Any]], label: str | None, index: int, hollow: bool
+) -> None:
     chips = [r["chips"] for r in group]
     colour = run_style(index)["color"]
+    look = {"color": colour, "markersize": 4, "markerfacecolor": "white" if hollow else colour}
     for ax, column in zip(axes[:2], ("needed GiB", "sent MiB"), strict=True):
-        ax.plot(chips, [r[column] for r in group], "o-", markersize=4, color=colour, label=label)
+        ax.plot(chips, [r[column] for r in group], "o-", label=label, **look)
     for column, dash in (("compute ms", "o-"), ("communication ms", "s:")):
-        values, name = [r[column] for r in group], f"{column[:-3]}, {label}"
-        axes[2].plot(chips, values, dash, markersize=4, color=colour, label=name)
+        name = label and f"{column[:-3]}, {label}"
+        axes[2].plot(chips, [r[column] for r in group], dash, label=name, **look)
 
 
 def main(config: Config) -> list[dict[str, Any]]:
