@@ -1,7 +1,7 @@
 """What a training step needs on TPU slices of 16 to 8,960 chips, compiled with no TPU.
 
     python -m benchmarks.scaling --out results          # GPT-2 small and a 6.7 B decoder
-    python -m benchmarks.scaling --model gpt2_small --topology v5e:4x4 --effort-chips 0
+    python -m benchmarks.scaling --model gpt2_small --topology v5e:4x4 --effort O0
 
 Weak scaling: a fixed batch per chip; fsdp as `egattn compile` chooses it, up to --fsdp, the other
 chips on replica. Each row is the step that `egattn train` runs, compiled ahead of time:
@@ -14,8 +14,7 @@ chips on replica. Each row is the step that `egattn train` runs, compiled ahead 
 - share: compute / (compute + communication), if nothing overlaps. Where both overlap fully, the
   longer of the two remains.
 
-Slices of more than --effort-chips are compiled at O0, which is faster and gives another program:
-the column effort says so, and such rows compare with each other only. With --out, also a figure.
+With --out, also a figure.
 """
 
 import dataclasses
@@ -29,6 +28,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from benchmarks.table import digits, save_table, write_table
 from egattn.compile import CompileConfig, Plan
+from egattn.compile.config import Effort
 from egattn.compile.display import mesh_text, verdict
 from egattn.compile.plan import default_mesh, plan_mesh
 from egattn.compile.topology import chip_of, describe, libtpu_version
@@ -72,8 +72,8 @@ class Config:
     """Slices, in growing order."""
     fsdp: int = 128
     """Widest fsdp axis."""
-    effort_chips: int = 512
-    """Chips up to which XLA optimises fully."""
+    effort: Effort = "full"
+    """XLA's optimisation; O0 is faster and gives another program."""
     layers: int | None = None
     """Layers instead of each model's own."""
     out: Path | None = None
@@ -85,10 +85,8 @@ class Config:
                 chip_of(topology)
             except ValueError as error:
                 raise SystemExit(str(error)) from None
-        if self.fsdp < 1 or self.effort_chips < 0:
-            raise SystemExit(
-                f"expected fsdp >= 1, effort_chips >= 0, got {self.fsdp}, {self.effort_chips}"
-            )
+        if self.fsdp < 1:
+            raise SystemExit(f"expected fsdp >= 1, got {self.fsdp}")
 
 
 def compile_one(config: Config, model: str, topology: str) -> Plan:
@@ -104,7 +102,7 @@ def compile_one(config: Config, model: str, topology: str) -> Plan:
         topology=topology,
         model=decoder,
         batch_size=sequences * len(chips),
-        effort="full" if len(chips) <= config.effort_chips else "O0",
+        effort=config.effort,
     )
     _, _, fsdp = default_mesh(options, len(chips)).rpartition("=")
     width = next(n for n in range(min(config.fsdp, int(fsdp)), 0, -1) if int(fsdp) % n == 0)
@@ -147,14 +145,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for index, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
             mine = [r for r in rows if r["model"] == model and "sent MiB" in r]
             label = model
-            # Other chips or another effort make another program: lines join equal ones only.
-            for kind in dict.fromkeys(map(_kind, mine)):
-                group = [r for r in mine if _kind(r) == kind]
-                _curves(axes, group, label, index, hollow=kind[1] == "O0")
+            # Lines join slices of one kind of chip.
+            for kind in dict.fromkeys(r["slice"].split(":")[0] for r in mine):
+                group = [r for r in mine if r["slice"].startswith(kind)]
+                _curves(axes, group, label, index, hollow=kind != "v5p")
                 label = None
         for ax, title in zip(axes, ("needed GiB", "sent MiB", "ms per step"), strict=True):
             ax.set_title(title)
-            ax.set(xscale="log", xlabel="chips (hollow: O0)")
+            ax.set(xscale="log", xlabel="chips (hollow: not v5p)")
             ax.legend(fontsize=7)
             ax.set_xticks(sorted({r["chips"] for r in rows}))
             ax.tick_params(axis="x", rotation=60)
@@ -164,10 +162,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             ax.set_ylim(bottom=0)
         axes[2].set_yscale("log")
         figure.savefig(path)
-
-
-def _kind(row: dict[str, Any]) -> tuple[str, str]:
-    return row["slice"].split(":")[0], row["effort"]
 
 
 def _curves(

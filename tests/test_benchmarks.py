@@ -94,7 +94,7 @@ def test_scaling_says_what_each_slice_needs_and_draws_it(tmp_path):
         model=("gpt2_small",),
         topology=("v5e:4x4", "v5p:4x4x4"),
         fsdp=8,
-        effort_chips=0,
+        effort="O0",
         layers=1,
         out=tmp_path,
     )
