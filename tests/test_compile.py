@@ -182,6 +182,18 @@ class TestKinds:
         text = module(*(part(i, chain) for i, chain in enumerate((5, 5, 5, 6))), entry(P, *fusions))
         assert collectives(text, 8).kinds["all-gather"].count == 2
 
+    def test_one_that_a_loop_overlaps_with_counts_once(self):
+        gather = (
+            "%g = f32[64,128]{1,0} all-gather(%x), channel_id=3, replica_groups=[1,8]<=[8], "
+            'dimensions={0}, frontend_attributes={chain_id="0"}'
+        )
+        # Twelve steps in the loop, and one before it.
+        text = loop().replace("  %y = f32", f"  {gather}\n  %y = f32")
+        text = text.replace("  %copied", f"  {gather.replace('%x', '%p')}\n  %copied")
+        kinds = collectives(text, 8).kinds
+        assert kinds["all-gather"] == Volume(1, 8 * BYTES, 7 * BYTES)
+        assert kinds["all-reduce"].count == 12
+
     def test_a_text_that_is_no_module(self):
         with pytest.raises(
             ValueError, match=r"expected an HLO module with an ENTRY, got 'nonsense"

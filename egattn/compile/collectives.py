@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from egattn.compile.hlo import Instruction, Module, parse, trip_count
@@ -61,7 +61,7 @@ def collectives(text: str, devices: int) -> Collectives:
     module = parse(text)
     kinds = {kind: Volume() for kind in KINDS}
     unknown = 0
-    for found, trips, certain in _walk(module, module.entry, 1, True):
+    for found, trips, certain in _once(_walk(module, module.entry, 1, True)):
         volume = kinds[found.kind]
         group = _group_size(found.instruction, devices)
         size = _size(module, found) * (group if found.kind == "all-gather" else 1)
@@ -78,12 +78,31 @@ class _Found(NamedTuple):
     instruction: Instruction
 
 
-def _walk(
-    module: Module, name: str, trips: int, certain: bool
-) -> Iterator[tuple[_Found, int, bool]]:
-    """Yields collectives of a computation and of what it calls, with how often they run."""
-    # The TPU compiler spreads one collective over several fusions, to overlap it with their work.
-    chains: set[str] = set()
+_Execution = tuple[_Found, int, bool]
+"""A collective, how often it runs, and whether that is certain."""
+
+
+def _once(executions: Iterable[_Execution]) -> list[_Execution]:
+    """Leaves one part of each collective that the TPU compiler spread over several fusions.
+
+    It does so to overlap it with their work, in loops too: the part that runs least often begins or
+    ends it.
+    """
+    whole, parts = [], {}
+    for execution in executions:
+        attributes = execution[0].instruction.attributes
+        chain = re.search(r'chain_id="(\d+)"', attributes)
+        if chain is None:
+            whole.append(execution)
+            continue
+        channel = re.search(r"channel_id=\d+", attributes)
+        key = chain[0], channel and channel[0]
+        parts[key] = min(parts.get(key, execution), execution, key=lambda e: e[1])
+    return whole + list(parts.values())
+
+
+def _walk(module: Module, name: str, trips: int, certain: bool) -> Iterator[_Execution]:
+    """Yields collectives of a computation and of what it calls."""
     for instruction in module.computations[name].values():
         kind = _kind(instruction, name)
         if kind:
@@ -95,12 +114,7 @@ def _walk(
             yield from _walk(module, body, times, certain and count is not None)
         else:
             for callee in instruction.callees():
-                for found, inner, sure in _walk(module, callee, trips, certain):
-                    chain = _chain(found.instruction)
-                    if chain is None or chain not in chains:
-                        yield found, inner, sure
-                    if chain is not None:
-                        chains.add(chain)
+                yield from _walk(module, callee, trips, certain)
 
 
 def _kind(instruction: Instruction, computation: str) -> str | None:
@@ -111,12 +125,6 @@ def _kind(instruction: Instruction, computation: str) -> str | None:
     if opcode == "all-reduce" and computation.startswith("all-reduce-scatter"):
         return "reduce-scatter"
     return opcode
-
-
-def _chain(instruction: Instruction) -> str | None:
-    chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
-    channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-    return f"{chain[1]}/{channel and channel[1]}" if chain else None
 
 
 def _size(module: Module, found: _Found) -> int:
