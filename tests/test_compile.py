@@ -95,7 +95,7 @@ class TestKinds:
         found = collectives(module(entry(P, "ROOT " + line)), 8)
         nothing = {name: Volume() for name in KINDS}
         assert found.kinds == nothing | {kind: Volume(1, size, sent)}
-        assert (found.bytes, found.traffic, found.unknown_loops) == (size, sent, 0)
+        assert (found.bytes, found.traffic, found.uncertain) == (size, sent, 0)
 
     @pytest.mark.parametrize(
         ("groups", "size"),
@@ -179,7 +179,9 @@ class TestKinds:
             )
 
         fusions = [f"%f{i} = f32[16,128]{{1,0}} fusion(%p), calls=%part.{i}" for i in range(4)]
-        text = module(*(part(i, chain) for i, chain in enumerate((5, 5, 5, 6))), entry(P, *fusions))
+        fusions[-1] = f"ROOT {fusions[-1]}"
+        parts = [part(i, chain) for i, chain in enumerate((5, 5, 5, 6))]
+        text = module(*parts, entry(P, *fusions))
         assert collectives(text, 8).kinds["all-gather"].count == 2
 
     def test_one_that_a_loop_overlaps_with_counts_once(self):
@@ -240,15 +242,27 @@ class TestLoops:
             (loop(start="constant(20)"), 0, 0),
             (loop(start="parameter(1)"), 1, 1),
             (loop(step="parameter(1)"), 1, 1),
+            (loop().replace(" tuple(%copied, %p)", " parameter(1)"), 1, 1),
+            (loop().replace("direction=LT", "direction=NE"), 1, 1),
         ],
-        ids=["known", "counter", "later start", "wider step", "never", "any start", "any step"],
+        ids=[
+            "known",
+            "counter",
+            "later start",
+            "wider step",
+            "never",
+            "any start",
+            "any step",
+            "carried from elsewhere",
+            "another test",
+        ],
     )
     def test_trips_multiply(self, text, trips, unknown):
         found = collectives(text, 8)
         # Exact in binary.
         sent = trips * BYTES * 2 * 7 / 8
         assert found.kinds["all-reduce"] == Volume(trips, trips * BYTES, sent)
-        assert found.unknown_loops == unknown
+        assert found.uncertain == unknown
 
     def test_a_compiled_scan_on_eight_devices(self):
         mesh = make_mesh("replica=2,fsdp=4")
@@ -272,7 +286,7 @@ class TestLoops:
         assert found.kinds["all-reduce"] == Volume(5, 5 * 1024, 5 * 1024 * 2 * 3 / 4)
         assert found.kinds["all-gather"] == Volume(1, 2048, 1024)
         assert found.bytes == 5 * 1024 + 2048
-        assert found.unknown_loops == 0
+        assert found.uncertain == 0
 
 
 def compile_config(options: str) -> CompileConfig:
@@ -331,7 +345,7 @@ class TestPlan:
 
     def test_collectives_move_at_least_parameters_and_gradients(self, result):
         kinds = result.collectives.kinds
-        assert result.collectives.unknown_loops == 0
+        assert result.collectives.uncertain == 0
         # Over fsdp, each matrix of each layer is gathered for the forward and for the backward
         # pass and its gradient scattered, all in bfloat16 and split over tensor.
         matrices = 2 * 3 * 12 * 256**2 / 2

@@ -31,8 +31,8 @@ class Collectives:
 
     kinds: dict[str, Volume]
     """By kind, in the order of `KINDS`."""
-    unknown_loops: int
-    """Loops with collectives whose trip count the program does not tell: counted once."""
+    uncertain: int
+    """How many of them are in loops whose trips the program does not tell, and count once."""
 
     @property
     def bytes(self) -> int:
@@ -60,7 +60,7 @@ def collectives(text: str, devices: int) -> Collectives:
     """
     module = parse(text)
     kinds = {kind: Volume() for kind in KINDS}
-    unknown = 0
+    uncertain = 0
     for found, trips, certain in _once(_walk(module, module.entry, 1, True)):
         volume = kinds[found.kind]
         group = _group_size(found.instruction, devices)
@@ -68,8 +68,8 @@ def collectives(text: str, devices: int) -> Collectives:
         volume.count += trips
         volume.bytes += trips * size
         volume.traffic += trips * size * _share(found.kind, group)
-        unknown += not certain
-    return Collectives(kinds, unknown)
+        uncertain += not certain
+    return Collectives(kinds, uncertain)
 
 
 class _Found(NamedTuple):

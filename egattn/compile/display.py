@@ -49,8 +49,10 @@ def show(plan: Plan) -> None:
     console.print(_memory_table(plan))
     if plan.memory is not None:
         console.print(_collectives_table(plan))
-    if plan.collectives.unknown_loops:
-        console.print(f"{plan.collectives.unknown_loops} collectives in loops counted once")
+    if plan.collectives.uncertain:
+        console.print(
+            f"{plan.collectives.uncertain} collectives in loops of unknown length count once"
+        )
     console.print(verdict(plan))
 
 

@@ -5,7 +5,7 @@ import re
 from typing import NamedTuple
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _TYPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _BYTES = {"pred": 1, "token": 0}
 _CALLS = ("calls", "to_apply", "branch_computations", "true_computation", "false_computation")
@@ -45,7 +45,7 @@ class Module(NamedTuple):
 
     entry: str
     computations: dict[str, dict[str, Instruction]]
-    """By name, in the order of the text; each one's last instruction is its result."""
+    """By name; each one's last instruction is its result."""
 
 
 def parse(text: str) -> Module:
@@ -54,7 +54,7 @@ def parse(text: str) -> Module:
     Raises:
       ValueError: If there is no entry computation.
     """
-    entry, computations = None, {}
+    entry, root, computations = None, "", {}
     instructions: dict[str, Instruction] = {}
     for line in text.splitlines():
         header = _HEADER.match(line)
@@ -62,7 +62,10 @@ def parse(text: str) -> Module:
             instructions = computations[header[2]] = {}
             entry = header[2] if header[1] else entry
         elif found := _INSTRUCTION.match(line):
-            instructions[found[1]] = _instruction(found[2])
+            instructions[found[2]] = _instruction(found[3])
+            root = found[2] if found[1] else root
+        elif line == "}":
+            instructions[root] = instructions.pop(root)
     if entry is None:
         raise ValueError(f"expected an HLO module with an ENTRY, got {text[:40]!r}")
     return Module(entry, computations)
@@ -85,11 +88,11 @@ def trip_count(module: Module, computation: str, loop: Instruction) -> int | Non
     counter, limit = (_source(inside, name) for name in test.operands)
     index = _element(counter)
     outside, within = module.computations[computation], module.computations[body]
-    if index is None:
+    carried = _source(outside, loop.operands[0])
+    if index is None or carried.opcode != "tuple":
         return None
-    start = _source(outside, _source(outside, loop.operands[0]).operands[index])
+    first, last = _value(_source(outside, carried.operands[index])), _value(limit)
     step = _step(within, index)
-    first, last = _value(start), _value(limit)
     if first is None or last is None or not step or step < 0:
         return None
     return max(0, -(-(last - first) // step))
