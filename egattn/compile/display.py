@@ -42,7 +42,8 @@ def show(plan: Plan) -> None:
         f"chip, in {plan.accumulation} microbatches",
         f"FLOPs per step: {plan.flops:.4g}, per chip {plan.flops_per_chip:.4g} "
         f"({1e3 * plan.compute_seconds:.2f} ms at the bfloat16 peak)",
-        f"compiled in {plan.compile_seconds:.1f} s (effort {plan.effort}, jax {plan.jax}, "
+        f"{'compiled in' if plan.memory else 'XLA gave up after'} "
+        f"{plan.compile_seconds:.1f} s (effort {plan.effort}, jax {plan.jax}, "
         f"libtpu {plan.libtpu})",
     ):
         console.print(line)
