@@ -574,6 +574,9 @@ class TestSearch:
         sent = [textbook(mesh, 32 * 12 * 2048**2, 32 * 2048 * 1024 * 16) for mesh in compiled]
         assert sent == sorted(sent)
         assert "4 meshes compiled" in out
+        for mesh in compiled:
+            name = ",".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1)
+            assert f"{name} " in out
         lines = out.splitlines()
         fitting = [line for line in lines if line.startswith("fsdp")]
         assert lines[1 : 1 + len(fitting)] == fitting

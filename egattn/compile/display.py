@@ -33,7 +33,7 @@ def mesh_text(plan: Plan) -> str:
 
 def show(plan: Plan) -> None:
     """Prints one plan."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     per_chip = plan.batch_size / plan.chips
     for line in (
         f"chips: {plan.topology} = {plan.chips:,} x {plan.chip}, mesh {mesh_text(plan)}",
@@ -71,13 +71,19 @@ def show_search(found: Search) -> None:
             f"{1e3 * plan.communication_seconds:.1f}" if plan.memory else "",
             f"{1e3 * plan.compute_seconds:.1f}",
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     console.print(table)
     fitting = sum(plan.fits for plan in found.plans)
     console.print(
         f"{fitting} of {len(found.plans)} meshes compiled fit; not compiled: {found.too_large} "
         f"whose state alone is too large, {found.not_tried} beyond --search-limit"
     )
+
+
+def _console() -> Console:
+    # Into a file rich assumes 80 columns and would cut cells.
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=120)
 
 
 def _memory_table(plan: Plan) -> Table:
