@@ -139,6 +139,7 @@ def row(model: str, plan: Plan) -> dict[str, Any]:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Memory, bytes sent and the two times of each model over the number of chips."""
     style: Any = STYLE
+    titles = ("needed GiB", "sent MiB", "compute, dotted: communication, ms")
     with rc_context(style):
         figure = canvas(WIDTH, 3.6)
         axes = figure.subplots(1, 3)
@@ -150,17 +151,17 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 group = [r for r in mine if r["slice"].startswith(kind)]
                 _curves(axes, group, label, index, hollow=kind != "v5p")
                 label = None
-        for ax, title in zip(axes, ("needed GiB", "sent MiB", "ms per step"), strict=True):
+        for ax, title in zip(axes, titles, strict=True):
             ax.set_title(title)
             ax.set(xscale="log", xlabel="chips (hollow: not v5p)")
-            ax.legend(fontsize=7)
             ax.set_xticks(sorted({r["chips"] for r in rows}))
             ax.tick_params(axis="x", rotation=60)
             ax.xaxis.set_major_formatter(ScalarFormatter())
             ax.xaxis.set_minor_locator(NullLocator())
-        for ax in axes[:2]:
-            ax.set_ylim(bottom=0)
-        axes[2].set_yscale("log")
+        axes[0].set_ylim(bottom=0)
+        axes[0].legend(fontsize=7)
+        for ax in axes[1:]:
+            ax.set_yscale("log")
         figure.savefig(path)
 
 
@@ -173,8 +174,7 @@ def _curves(
     for ax, column in zip(axes[:2], ("needed GiB", "sent MiB"), strict=True):
         ax.plot(chips, [r[column] for r in group], "o-", label=label, **look)
     for column, dash in (("compute ms", "o-"), ("communication ms", "s:")):
-        name = label and f"{column[:-3]}, {label}"
-        axes[2].plot(chips, [r[column] for r in group], dash, label=name, **look)
+        axes[2].plot(chips, [r[column] for r in group], dash, **look)
 
 
 def main(config: Config) -> list[dict[str, Any]]:
