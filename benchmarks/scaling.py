@@ -139,7 +139,7 @@ def row(model: str, plan: Plan) -> dict[str, Any]:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Memory, bytes sent and the two times of each model over the number of chips."""
     style: Any = STYLE
-    titles = ("needed GiB", "sent MiB", "compute, dotted: communication, ms")
+    titles = ("needed GiB", "sent MiB", "compute (dotted: comm.) ms")
     with rc_context(style):
         figure = canvas(WIDTH, 3.6)
         axes = figure.subplots(1, 3)
