@@ -54,6 +54,27 @@ def replay(args: Sequence[str]) -> None:
     print(to_json(values) if config.json else describe(values))
 
 
+def compile_step(args: Sequence[str]) -> None:
+    """Compiles the training step for a TPU pod without one."""
+    import jax
+
+    from egattn.compile import plan, search
+    from egattn.compile.display import show, show_search, to_json
+
+    # Nothing runs here: an accelerator of this machine stays free for others.
+    jax.config.update("jax_platforms", "cpu")
+    config = _compile_config(args)
+    if config.search:
+        found = search(config)
+        print(to_json(found)) if config.json else show_search(found)
+        plans = found.plans
+    else:
+        plans = [plan(config)]
+        print(to_json(plans[0])) if config.json else show(plans[0])
+    if not any(p.fits for p in plans):
+        sys.exit(1)
+
+
 def report(args: Sequence[str]) -> None:
     """Draws figures and an HTML page from runs."""
     from egattn.report import ReportConfig, summary_lines, write_report
@@ -69,6 +90,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "replay": replay,
     "report": report,
+    "compile": compile_step,
 }
 
 
@@ -102,8 +124,7 @@ def _train_config(args: Sequence[str]):
     from egattn.data import load_manifest
     from egattn.train import TrainConfig
 
-    first = argparse.ArgumentParser(prog="egattn train", add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="sm_ln_g")
+    first = _preset_parser("train")
     first.add_argument("--data", type=Path, default=TrainConfig.data)
     known, rest = first.parse_known_args(args)
     fields: dict[str, Any] = {}
@@ -112,6 +133,21 @@ def _train_config(args: Sequence[str]):
         fields = {"vocab_size": manifest.vocab_size, "context_length": manifest.context_length}
     default = TrainConfig.preset_defaults(known.preset, tyro.MISSING, **fields)
     return _parse("train", TrainConfig, rest, dataclasses.replace(default, data=known.data))
+
+
+def _compile_config(args: Sequence[str]):
+    """Parses `egattn compile`: the preset decides what the other defaults are."""
+    from egattn.compile import CompileConfig
+
+    known, rest = _preset_parser("compile").parse_known_args(args)
+    return _parse("compile", CompileConfig, rest, CompileConfig.preset_defaults(known.preset))
+
+
+def _preset_parser(command: str) -> argparse.ArgumentParser:
+    """Finds the preset before everything else is parsed."""
+    parser = argparse.ArgumentParser(prog=f"egattn {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default="sm_ln_g")
+    return parser
 
 
 def _parse(command: str, kind: type, args: Sequence[str], default: Any = None) -> Any:

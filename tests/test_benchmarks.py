@@ -1,5 +1,6 @@
 """The benchmarks run, say what they measured, and their float64 side is right."""
 
+import importlib.util
 import json
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import oracle
 import pytest
 from oracle import Options
 
-from benchmarks import attention, attention_oracle, attention_problem, step_time, table
+from benchmarks import attention, attention_oracle, attention_problem, scaling, step_time, table
 from egattn.attention.specs import MAIN_SPECS, SPECS
 
 
@@ -84,6 +85,39 @@ def test_step_time_compares_with_and_without_entropy(tmp_path):
     assert read(tmp_path, "step_time")["rows"] == rows
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the TPU compiler is for Linux on x86-64 (pip install 'egattn[tpu]')",
+)
+def test_scaling_says_what_each_slice_needs_and_draws_it(tmp_path):
+    config = scaling.Config(
+        model=("gpt2_small",),
+        topology=("v5e:4x4", "v5p:4x4x4"),
+        fsdp=8,
+        effort="O0",
+        layers=1,
+        out=tmp_path,
+    )
+    rows = scaling.main(config)
+    assert [(row["chips"], row["mesh"]) for row in rows] == [
+        (16, "replica=2,fsdp=8"),
+        (64, "replica=8,fsdp=8"),
+    ]
+    for row in rows:
+        assert row["effort"] == "O0"
+        assert row["verdict"] == "compiles and fits"
+        assert 0 < row["state GiB"] < row["needed GiB"] < row["HBM GiB"]
+        # At least each gradient, reduced over replica.
+        assert row["sent MiB"] > 7e6 / 8 * 2 / 2**20
+        times = row["compute ms"], row["communication ms"]
+        assert row["share"] == pytest.approx(times[0] / sum(times), rel=0.02)
+    # The same batch per chip, at peaks of 197 and 459 TFLOP/s.
+    compute = [row["compute ms"] for row in rows]
+    assert compute[0] / compute[1] == pytest.approx(459 / 197, rel=0.01)
+    assert read(tmp_path, "scaling")["rows"] == rows
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("layout", ["square", "segments"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_blockwise_solution_equals_the_one_by_rows(causal, layout):
@@ -145,6 +179,8 @@ def test_quartiles_and_digits():
         (attention.Config, {"rounds": 1}),
         (step_time.Config, {"context_length": (100,)}),
         (step_time.Config, {"rounds": 1}),
+        (scaling.Config, {"topology": ("v5p:4x4",)}),
+        (scaling.Config, {"fsdp": 0}),
     ],
 )
 def test_impossible_options_end_in_one_line(config, changes):

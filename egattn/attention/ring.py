@@ -42,11 +42,11 @@ def attend(
       axis: Name of the mesh axis.
     """
     q, k, v, r = chunked.arrange(query, key, value, row_scale)
-    return chunked.restore(*_attend(axis, causal, q, k, v, r, segment_ids))
+    out, entropy = _attend(axis, causal, q, k, v, r, segment_ids)
+    return chunked.restore(out, entropy)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(axis: str, causal: bool, q, k, v, r, segments) -> Any:
+def _forward_only(axis: str, causal: bool, q, k, v, r, segments) -> Any:
     return _attend_fwd(axis, causal, q, k, v, r, segments)[0]
 
 
@@ -73,6 +73,7 @@ def _attend_bwd(axis, causal, residuals, cotangents):
     return chunked.cotangents_of_inputs(backward, residuals, cotangents)
 
 
+_attend = jax.custom_vjp(_forward_only, nondiff_argnums=(0, 1))
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 

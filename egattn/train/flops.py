@@ -33,11 +33,16 @@ def flops_per_token(config: DecoderConfig) -> float:
     return 3.0 * (2 * matrices + 4 * length * d * config.num_layers)
 
 
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 peak of a device, FLOP/s, by its `device_kind`; None where unknown (CPU)."""
+    # The longest name first, so that a "TPU v5 lite" is not taken for a "TPU v5".
+    names = sorted(_PEAK, key=len, reverse=True)
+    return next((_PEAK[name] for name in names if device_kind.startswith(name)), None)
+
+
 def utilisation(config: DecoderConfig, tokens_per_second: float) -> float | None:
     """Model FLOPs utilisation over all devices, or None where the peak is unknown (CPU)."""
-    kind = jax.devices()[0].device_kind
-    # The longest name first, so that a "TPU v5 lite" is not taken for a "TPU v5".
-    for name in sorted(_PEAK, key=len, reverse=True):
-        if kind.startswith(name):
-            return flops_per_token(config) * tokens_per_second / (_PEAK[name] * jax.device_count())
-    return None
+    peak = peak_flops(jax.devices()[0].device_kind)
+    if peak is None:
+        return None
+    return flops_per_token(config) * tokens_per_second / (peak * jax.device_count())
