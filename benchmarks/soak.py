@@ -127,8 +127,8 @@ def kill(run: Run, steps: int, seconds: float) -> dict[str, Any]:
         "save under way": " ".join(uncompleted) or "-",
         "MB": round(run.megabytes(), 2),
     }
-    # A save every second step, one of them perhaps under way.
-    if trained and (first != before or trained[0] != before + 1 or after < trained[-1] - 3):
+    # A save every second step: one perhaps under way, the next one waiting for it.
+    if trained and (first != before or trained[0] != before + 1 or after < trained[-1] - 4):
         raise SystemExit(f"lost steps: {row}\n{text}")
     return row
 

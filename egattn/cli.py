@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from egattn._spelling import unknown
 
@@ -114,7 +114,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         line = " ".join(str(error).split())
         print(f"egattn {command}: {line}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, FloatingPointError) else 2)
+        _exit(1 if isinstance(error, FloatingPointError) else 2)
+
+
+def _exit(status: int) -> NoReturn:
+    """Ends the process; at once if it is one of several, for they may be waiting for it."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _train_config(args: Sequence[str]):

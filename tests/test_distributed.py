@@ -117,6 +117,18 @@ def test_a_process_that_dies_or_freezes_ends_the_job_and_is_named(data, tmp_path
         assert "Traceback" not in output
 
 
+def test_an_error_of_one_process_ends_the_job(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("")
+    began = time.monotonic()
+    statuses, outputs = finish(launch(tmp_path / "run", data, EREG))
+    assert time.monotonic() - began < 60
+    assert statuses[0] == 2
+    assert statuses[1] != 0
+    assert outputs[0].endswith("run exists and is not a run directory\n")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
+
+
 def test_a_process_that_does_not_come_is_an_error(data, tmp_path):
     processes = launch(tmp_path / "run", data, f"{EREG} --distributed.join-timeout 5", count=1)
     (status,), (output,) = finish(processes)

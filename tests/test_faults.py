@@ -213,14 +213,16 @@ class TestDamagedCheckpoint:
                 (tmp_path / name).write_bytes(before)
 
 
-def test_second_trainer_on_a_run_is_refused(finished, data, capsys):
-    with (finished / "config.json").open("rb") as held:
+def test_second_trainer_on_a_run_is_refused(finished, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    with (run / "config.json").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(SystemExit) as stop:
-            egattn(f"train {{0}} --data {{1}} {EREG}", finished, data)
+            egattn(f"train {{0}} --data {{1}} {EREG}", run, data)
     assert stop.value.code == 2
     assert "another process is training" in capsys.readouterr().err
-    egattn(f"train {{0}} --data {{1}} {EREG}", finished, data)
+    egattn(f"train {{0}} --data {{1}} {EREG}", run, data)
 
 
 def mounts() -> bool:

@@ -1,10 +1,13 @@
 """Checkpoints: the train state and the data's position, through Orbax."""
 
+import concurrent.futures
+import contextlib
 import math
 import os
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -19,35 +22,68 @@ from egattn.train.step import TrainState, abstract
 class Checkpoints:
     """Numbered checkpoints of one run directory; a context manager that waits for pending saves.
 
-    A checkpoint counts once its checksums are written, which is the last thing that a save does;
-    anything else, and anything damaged since, is passed over.
+    Saving goes on in the background, from a copy of the state, and one save at a time. A checkpoint
+    counts once its checksums are written, which is the last thing that a save does; anything else,
+    and anything damaged since, is passed over.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh, *, read_only: bool = False):
         self.directory = (config.run / "checkpoints").resolve()
         self._config, self._mesh = config, mesh
-        # On CPU a save in the background could still be reading buffers that the next step, whose
-        # state is donated, overwrites.
-        self._background = jax.default_backend() != "cpu"
-        sealing = ocp.AsyncOptions(post_finalization_callback=self._seal)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.keep_checkpoints,
-            create=not read_only,
-            read_only=read_only,
-            # What a killed save left behind.
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=self._background,
-            async_options=sealing if self._background else None,
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._pending: concurrent.futures.Future | None = None
+        self._manager = self._make_manager(read_only)
+
+    def _make_manager(self, read_only: bool) -> ocp.CheckpointManager:
+        processes = ocp.options.MultiprocessingOptions()
+        if jax.process_count() > 1:
+            # Named processes meet through the coordinator. Otherwise they would meet on the
+            # devices, from a thread beside the one that trains there.
+            processes.active_processes = set(range(jax.process_count()))
+            processes.barrier_sync_key_prefix = "checkpoints"
+        if not read_only:
+            self._make_directory()
+        # Compression saves 8 % of the bytes and doubles the time.
+        state = ocp.PyTreeCheckpointHandler(
+            use_compression=False, multiprocessing_options=processes
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        return ocp.CheckpointManager(
+            self.directory,
+            item_handlers={
+                "state": state,
+                "data": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
+            },
+            options=ocp.CheckpointManagerOptions(
+                create=False,
+                read_only=read_only,
+                # What a killed save left behind.
+                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=False,
+                multiprocessing_options=processes,
+            ),
+        )
+
+    def _make_directory(self) -> None:
+        """By the process that holds the run, before any other one looks."""
+        if jax.process_index() == 0:
+            self.directory.mkdir(exist_ok=True)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints")
 
     def __enter__(self):
         """Returns itself."""
         return self
 
     def __exit__(self, *_):
-        """Waits for the last save."""
-        self._manager.close()
+        """Waits for the last save; raises what it raised."""
+        with contextlib.closing(self._manager):
+            self._thread.shutdown()
+            self._wait()
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def newest(self, below: float = math.inf) -> tuple[int | None, dict[int, str]]:
         """Newest intact step if there is one, and for each newer one what is wrong with it.
@@ -58,6 +94,7 @@ class Checkpoints:
         Raises:
           FileNotFoundError: If there were completed checkpoints, and none is intact.
         """
+        self._wait()
         skipped: dict[int, str] = {}
         steps = sorted((step for step in self._steps() if step < below), reverse=True)
         for step in steps:
@@ -97,24 +134,32 @@ class Checkpoints:
         return f"moved to {target}"
 
     def save(self, step: int, state: TrainState) -> None:
-        """Saves the state after `step` steps; the data position is that of the next batch.
+        """Begins to save the state after `step` steps; the data position is that of the next batch.
 
         Raises:
           OSError: If there is no room for it; nothing has been written then.
+          Exception: What the save before raised.
         """
+        self._wait()
         need, free = _bytes(state), shutil.disk_usage(self.directory).free
         if free < need:
             raise OSError(
                 f"no space left for checkpoint {step} in {self.directory}: about {need:,} bytes "
                 f"needed, {free:,} free"
             )
+        self._pending = self._thread.submit(self._write, step, _copy(state))
+
+    def _write(self, step: int, state: TrainState) -> None:
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.PyTreeSave(state),
             data=ocp.args.JsonSave({"next_index": step * self._config.batch_size}),
         )
         self._manager.save(step, args=items)
-        if not self._background:
-            self._seal()
+        if jax.process_index() == 0:
+            seal(self.directory / str(step))
+        # Only now, so that there is an intact one at any moment.
+        for old in sorted(self._manager.all_steps())[: -self._config.keep_checkpoints]:
+            self._manager.delete(old)
 
     def restore(self, step: int) -> TrainState:
         """Returns the state after `step` steps, laid out for this run's mesh, whatever it was.
@@ -135,7 +180,8 @@ class Checkpoints:
             shapes,
             state_sharding(self._mesh, shapes),
         )
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        layout = ocp.checkpoint_utils.construct_restore_args(target)
+        items = ocp.args.Composite(state=ocp.args.PyTreeRestore(target, restore_args=layout))
         return self._manager.restore(step, args=items)["state"]
 
     def _steps(self) -> list[int]:
@@ -143,12 +189,34 @@ class Checkpoints:
             return []
         return [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
 
-    def _seal(self) -> None:
-        if jax.process_index() != 0:
-            return
-        for step in self._steps():
-            if not is_sealed(self.directory / str(step)):
-                seal(self.directory / str(step))
+
+def _copy(state: TrainState) -> TrainState:
+    """A copy for saving, which the next step, whose state is donated, cannot overwrite.
+
+    It is made on the devices, where that takes a millisecond, if they have room for it beside all
+    that they have held so far; otherwise on their hosts.
+    """
+    if _has_room(state):
+        return _copy_on_devices(state)
+    host = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), state)
+    return jax.block_until_ready(jax.device_put(state, host))
+
+
+@jax.jit
+def _copy_on_devices(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
+
+
+def _has_room(state: TrainState) -> bool:
+    """The same on all processes."""
+    memory = jax.local_devices()[0].memory_stats()
+    if memory is None:
+        return True
+    need = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+    room = memory["bytes_limit"] - memory["peak_bytes_in_use"] > need
+    if jax.process_count() > 1:
+        room = bool(multihost_utils.broadcast_one_to_all(np.bool_(room)))
+    return room
 
 
 def _bytes(state: TrainState) -> int:

@@ -1,17 +1,19 @@
 """Checksums of a checkpoint's files: a save is complete once they are written."""
 
+import concurrent.futures
+import hashlib
 import json
 import os
 from pathlib import Path
 
-from egattn.data.manifest import sha256_file
-
 _SEAL = "checksums.json"
+# Bytes hashed at a time by one thread.
+_PIECE = 2**24
 
 
 def seal(directory: Path) -> None:
     """Writes the sizes and checksums of all files below a directory into it."""
-    files = {name: [path.stat().st_size, sha256_file(path)] for name, path in _files(directory)}
+    files = {name: [path.stat().st_size, _digest(path)] for name, path in _files(directory)}
     partial = directory / f"{_SEAL}.partial"
     partial.write_text(json.dumps(files, indent=0), encoding="utf-8")
     os.replace(partial, directory / _SEAL)
@@ -42,9 +44,22 @@ def damage(directory: Path) -> str | None:
         actual = present[name].stat().st_size
         if actual != size:
             return f"{name} has {actual} bytes, expected {size}"
-        if sha256_file(present[name]) != digest:
+        if _digest(present[name]) != digest:
             return f"{name} has another checksum than when it was saved"
     return None
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of the SHA-256 of each piece, which threads compute side by side."""
+
+    def piece(start: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return hashlib.sha256(file.read(_PIECE)).digest()
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        pieces = pool.map(piece, range(0, path.stat().st_size, _PIECE))
+    return hashlib.sha256(b"".join(pieces)).hexdigest()
 
 
 def _files(directory: Path) -> list[tuple[str, Path]]:
