@@ -49,7 +49,7 @@ def test_a_save_is_of_the_state_as_it_was(config, mesh, monkeypatch, bytes_limit
     with Checkpoints(config, mesh) as saving:
         with monkeypatch.context() as patched:
             patched.setattr(checkpoints.jax, "local_devices", lambda: [device])
-            saving.save(7, state)
+            saving.save(7, saving.copy(state))
         assert saving.newest() == (7, {})
         restored = saving.restore(7)
     assert (kinds == {"pinned_host"}) == (bytes_limit == 10**3)
@@ -65,11 +65,11 @@ def test_a_failed_save_is_raised_by_the_next_call(config, mesh, monkeypatch):
     monkeypatch.setattr(checkpoints, "seal", fails)
     state = init_state(config, mesh)
     with Checkpoints(config, mesh) as saving:
-        saving.save(1, state)
+        saving.save(1, saving.copy(state))
         with pytest.raises(OSError, match="the disk is gone"):
-            saving.save(2, state)
+            saving.save(2, saving.copy(state))
     with pytest.raises(OSError, match="the disk is gone"), Checkpoints(config, mesh) as saving:
-        saving.save(3, state)
+        saving.save(3, saving.copy(state))
 
 
 def test_the_old_one_goes_when_the_new_one_is_complete(config, mesh, monkeypatch):
@@ -83,6 +83,6 @@ def test_the_old_one_goes_when_the_new_one_is_complete(config, mesh, monkeypatch
     state = init_state(config, mesh)
     with Checkpoints(config, mesh) as saving:
         for step in (1, 2, 3):
-            saving.save(step, state)
+            saving.save(step, saving.copy(state))
     assert intact == [set(), {"1"}, {"2"}]
     assert [p.name for p in saving.directory.iterdir()] == ["3"]

@@ -8,8 +8,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from training import EREG, numbers, records, start
+
+from egattn.train.distributed import DistributedConfig, together
 
 LONG = EREG.replace("--steps 8", "--steps 3000").replace("--evaluate-every 4", "")
 
@@ -112,9 +115,20 @@ def test_a_process_that_dies_or_freezes_ends_the_job_and_is_named(data, tmp_path
     assert time.monotonic() - began < 60
     # JAX's coordinator names it on a line of its own.
     assert re.search(r"stopped sending heartbeats\):\s+(/job:\S+/task:)?1$", output, re.MULTILINE)
-    if number == signal.SIGKILL:
-        assert "lost another process" in output
-        assert "Traceback" not in output
+    assert "Traceback" not in output
+
+
+def test_an_error_that_a_lost_process_causes_says_so(monkeypatch, capsys):
+    """Whether there is one depends on what this process was doing with the other one."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(time, "sleep", lambda seconds: print(f"slept {seconds} s"))
+    config = DistributedConfig(heartbeat_timeout=7)
+    lost = pytest.raises(ConnectionError, match="lost another process: reset by peer")
+    with lost, together(config):
+        raise jax.errors.JaxRuntimeError("reset by peer\nstack")
+    assert "its name follows within 7 s\nslept 17 s\n" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="mine"), together(config):
+        raise ValueError("mine")
 
 
 def test_an_error_of_one_process_ends_the_job(data, tmp_path):

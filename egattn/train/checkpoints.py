@@ -7,16 +7,18 @@ import os
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from egattn.sharding import state_sharding
+from egattn.sharding import settle, state_sharding
 from egattn.train.config import TrainConfig
 from egattn.train.integrity import damage, is_sealed, seal
 from egattn.train.step import TrainState, abstract
+
+# Size of the files of a checkpoint, about: several are written at a time.
+_FILE_BYTES = 2**27
 
 
 class Checkpoints:
@@ -47,7 +49,7 @@ class Checkpoints:
         state = ocp.PyTreeCheckpointHandler(
             use_compression=False, multiprocessing_options=processes
         )
-        return ocp.CheckpointManager(
+        return _Manager(
             self.directory,
             item_handlers={
                 "state": state,
@@ -59,6 +61,7 @@ class Checkpoints:
                 # What a killed save left behind.
                 cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=False,
+                enable_background_delete=True,
                 multiprocessing_options=processes,
             ),
         )
@@ -133,25 +136,50 @@ class Checkpoints:
         os.replace(path, target)
         return f"moved to {target}"
 
-    def save(self, step: int, state: TrainState) -> None:
+    def get_ready(self, state: TrainState) -> None:
+        """Has the host's memory for saves of this state allocated, in the background.
+
+        On GPUs it is pinned memory: whoever allocates it stops the device, for a second. So better
+        while there is nothing to stop.
+        """
+        if jax.default_backend() == "gpu":
+            copy = _copy(state)
+            pinned = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), copy)
+            self._thread.submit(lambda: jax.block_until_ready(jax.device_put(copy, pinned)))
+
+    def copy(self, state: TrainState) -> TrainState:
+        """Returns a copy to save, which later steps, whose state is donated, cannot overwrite.
+
+        It is made on the devices, where that takes a millisecond, if they have room for it beside
+        all that they have held so far; otherwise on their hosts. There is one copy at a time: this
+        waits for the save before, and raises what that raised.
+        """
+        self._wait()
+        copy = _copy(state)
+        settle(copy)
+        return copy
+
+    def save(self, step: int, copy: TrainState) -> None:
         """Begins to save the state after `step` steps; the data position is that of the next batch.
+
+        Args:
+          step: Steps done.
+          copy: What `copy` returned.
 
         Raises:
           OSError: If there is no room for it; nothing has been written then.
-          Exception: What the save before raised.
         """
-        self._wait()
-        need, free = _bytes(state), shutil.disk_usage(self.directory).free
+        need, free = _bytes(copy), shutil.disk_usage(self.directory).free
         if free < need:
             raise OSError(
                 f"no space left for checkpoint {step} in {self.directory}: about {need:,} bytes "
                 f"needed, {free:,} free"
             )
-        self._pending = self._thread.submit(self._write, step, _copy(state))
+        self._pending = self._thread.submit(self._write, step, copy)
 
     def _write(self, step: int, state: TrainState) -> None:
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state),
+            state=ocp.args.PyTreeSave(state, ocdbt_target_data_file_size=_FILE_BYTES),
             data=ocp.args.JsonSave({"next_index": step * self._config.batch_size}),
         )
         self._manager.save(step, args=items)
@@ -190,21 +218,23 @@ class Checkpoints:
         return [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
 
 
-def _copy(state: TrainState) -> TrainState:
-    """A copy for saving, which the next step, whose state is donated, cannot overwrite.
+class _Manager(ocp.CheckpointManager):
+    """Does not ask whether to stop for preemption.
 
-    It is made on the devices, where that takes a millisecond, if they have room for it beside all
-    that they have held so far; otherwise on their hosts.
+    Of several processes JAX expects that question once a step and in order, as the training loop
+    asks it; a save in the background would ask about steps long past, and none would ever stop.
     """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+def _copy(state: TrainState) -> TrainState:
+    layout = jax.tree.map(lambda x: x.sharding, state)
     if _has_room(state):
-        return _copy_on_devices(state)
-    host = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), state)
+        return jax.device_put(state, layout, may_alias=False)
+    host = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), layout)
     return jax.block_until_ready(jax.device_put(state, host))
-
-
-@jax.jit
-def _copy_on_devices(state: TrainState) -> TrainState:
-    return jax.tree.map(jnp.copy, state)
 
 
 def _has_room(state: TrainState) -> bool:

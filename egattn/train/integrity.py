@@ -13,7 +13,12 @@ _PIECE = 2**24
 
 def seal(directory: Path) -> None:
     """Writes the sizes and checksums of all files below a directory into it."""
-    files = {name: [path.stat().st_size, _digest(path)] for name, path in _files(directory)}
+    present = _files(directory)
+    digests = _digests(list(present.values()))
+    files = {
+        name: [path.stat().st_size, digest]
+        for (name, path), digest in zip(present.items(), digests, strict=True)
+    }
     partial = directory / f"{_SEAL}.partial"
     partial.write_text(json.dumps(files, indent=0), encoding="utf-8")
     os.replace(partial, directory / _SEAL)
@@ -37,32 +42,38 @@ def damage(directory: Path) -> str | None:
         files = [(name, size, digest) for name, (size, digest) in sealed.items()]
     except (ValueError, TypeError, AttributeError):
         return f"{_SEAL} is damaged"
-    present = dict(_files(directory))
-    for name, size, digest in files:
+    present = _files(directory)
+    for name, size, _ in files:
         if name not in present:
             return f"{name} is missing"
         actual = present[name].stat().st_size
         if actual != size:
             return f"{name} has {actual} bytes, expected {size}"
-        if _digest(present[name]) != digest:
+    digests = _digests([present[name] for name, _, _ in files])
+    for (name, _, expected), digest in zip(files, digests, strict=True):
+        if digest != expected:
             return f"{name} has another checksum than when it was saved"
     return None
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of the SHA-256 of each piece, which threads compute side by side."""
-
-    def piece(start: int) -> bytes:
-        with path.open("rb") as file:
-            file.seek(start)
-            return hashlib.sha256(file.read(_PIECE)).digest()
-
+def _digests(paths: list[Path]) -> list[str]:
+    """SHA-256 of the SHA-256 of each piece of a file; threads compute them side by side."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        pieces = pool.map(piece, range(0, path.stat().st_size, _PIECE))
-    return hashlib.sha256(b"".join(pieces)).hexdigest()
+        pieces = [
+            [pool.submit(_digest, path, start) for start in range(0, path.stat().st_size, _PIECE)]
+            for path in paths
+        ]
+    joined = (b"".join(piece.result() for piece in file) for file in pieces)
+    return [hashlib.sha256(digests).hexdigest() for digests in joined]
 
 
-def _files(directory: Path) -> list[tuple[str, Path]]:
+def _digest(path: Path, start: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return hashlib.sha256(file.read(_PIECE)).digest()
+
+
+def _files(directory: Path) -> dict[str, Path]:
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    named = [(str(path.relative_to(directory)), path) for path in paths]
-    return [(name, path) for name, path in named if not name.startswith(_SEAL)]
+    named = {str(path.relative_to(directory)): path for path in paths}
+    return {name: path for name, path in named.items() if not name.startswith(_SEAL)}

@@ -1,5 +1,6 @@
 """The training loop: read top-down from `train`."""
 
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -7,7 +8,7 @@ import functools
 import importlib.metadata
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +31,10 @@ from egattn.train.preemption import Preempted, StopRequest
 from egattn.train.profiler import Profiler
 from egattn.train.records import Records
 from egattn.train.step import TrainState, device_batch, init_state, make_train_step
+
+# How far the host may run ahead of the device: seconds, and steps at most. It hides what delays the
+# host, such as a busy disk, and it delays stopping on request.
+_AHEAD, _MOST_AHEAD = 0.5, 16
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -62,6 +67,7 @@ def _train(config: TrainConfig, stop: StopRequest) -> dict[str, Any]:
         first, skipped = checkpoints.resume()
         with stop.idle():
             state = checkpoints.restore(first) if first else init_state(config, mesh)
+            checkpoints.get_ready(state)
         ceiling = float(max_entropy(config.model.context_length))
         with Records(config.run, ceiling, first) as records, Display(config) as display:
             display.header(state, mesh, first)
@@ -87,6 +93,14 @@ def _train(config: TrainConfig, stop: StopRequest) -> dict[str, Any]:
                 return _Loop(config, mesh, *tools).run(state, source, first)
 
 
+class _Pending(NamedTuple):
+    """A step whose metrics are on their way, and the copy to save if they are in order."""
+
+    step: int
+    metrics: dict[str, Any]
+    copy: TrainState | None
+
+
 @dataclasses.dataclass
 class _Loop:
     config: TrainConfig
@@ -101,7 +115,9 @@ class _Loop:
 
     def run(self, state: TrainState, source, first: int) -> dict[str, Any]:
         """Steps from `first` to the end."""
-        self._clock, self._logged, self._pending = time.perf_counter(), first, None
+        self._clock, self._logged = time.perf_counter(), first
+        self._pending: collections.deque[_Pending] = collections.deque()
+        self._ahead = 1
         self._state, self._done, self._saved, values = state, first, first, None
         try:
             for step in range(first + 1, self.config.steps + 1):
@@ -117,7 +133,7 @@ class _Loop:
     def _step(self, step: int, source, first: int) -> dict[str, Any] | None:
         """One step and what is due after it; returns the evaluation if there was one.
 
-        A step's metrics are read only after the next step is under way, so that the device never
+        A step's metrics are read only after the next ones are under way, so that the device never
         waits for the host; but always before the step is saved or evaluated.
         """
         c, last = self.config, step == self.config.steps
@@ -130,13 +146,17 @@ class _Loop:
         self._state, self._done = state, step
         settle(metrics)
         self.profiler.end(step, metrics)
-        self._check()
-        self._pending = (step, metrics)
+        evaluates = last or step % c.evaluate_every == 0
+        saves = last or step % c.checkpoint_every == 0
+        copy = self.checkpoints.copy(state) if saves and not evaluates else None
+        self._pending.append(_Pending(step, metrics, copy))
+        # There is one copy at a time: its step is no longer pending when the next one is made.
+        self._check(min(self._ahead, c.checkpoint_every - 1))
         values = None
-        # Evaluated before saved: what a kill in between loses is computed again on resume.
-        if step % c.evaluate_every == 0 or last:
+        if evaluates:
             values = self._evaluate(step, state, None if last else c.evaluate_windows)
-        if step % c.checkpoint_every == 0 or last:
+        if evaluates and saves:
+            # Only now: what a kill in between loses is computed again on resume.
             self._save()
         if self.stop.requested(step) and not last:
             raise Preempted
@@ -146,31 +166,38 @@ class _Loop:
         """Saves the state unless it is the one saved last."""
         self._check()
         if self._done > self._saved:
-            self.checkpoints.save(self._done, self._state)
-            self._saved = self._done
+            self._save_copy(self._done, self.checkpoints.copy(self._state))
+
+    def _save_copy(self, step: int, copy: TrainState) -> None:
+        self.checkpoints.save(step, copy)
+        self._saved = step
 
     @functools.cached_property
     def _step_fn(self) -> Callable:
         return make_train_step(self.config, self.mesh)
 
-    def _check(self) -> None:
-        """Reads the pending step's metrics: logs when due, judges those that are not finite."""
-        if self._pending is None:
-            return
-        step, metrics = self._pending
-        self._pending = None
-        metrics = jax.device_get(metrics)
-        finite = is_finite(metrics)
-        if not finite or step % self.config.log_every == 0 or step == self.config.steps:
-            self._log(step, metrics)
-        if not finite:
-            self.display.note(self.nonfinite.found(step, metrics))
+    def _check(self, keep: int = 0) -> None:
+        """Reads the metrics of all pending steps but the last `keep`, and saves those to be saved.
+
+        Logs them when due, judges those that are not finite.
+        """
+        while len(self._pending) > keep:
+            step, metrics, copy = self._pending.popleft()
+            metrics = jax.device_get(metrics)
+            finite = is_finite(metrics)
+            if not finite or step % self.config.log_every == 0 or step == self.config.steps:
+                self._log(step, metrics)
+            if not finite:
+                self.display.note(self.nonfinite.found(step, metrics))
+            if copy is not None:
+                self._save_copy(step, copy)
 
     def _log(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         c, now = self.config, time.perf_counter()
-        tokens = (step - self._logged) * c.batch_size * c.model.context_length
-        rate = tokens / (now - self._clock)
+        steps, seconds = step - self._logged, now - self._clock
+        rate = steps * c.batch_size * c.model.context_length / seconds
         self._clock, self._logged = now, step
+        self._ahead = round(min(max(_AHEAD * steps / seconds, 1), _MOST_AHEAD))
         values: dict[str, Any] = {k: v if v.ndim else float(v) for k, v in metrics.items()}
         schedule = make_schedule(c.optimizer, c.steps)
         values["learning_rate"] = np.asarray(schedule(step - 1 - self.nonfinite.skipped)).item()
