@@ -75,6 +75,22 @@ def compile_step(args: Sequence[str]) -> None:
         sys.exit(1)
 
 
+def cost(args: Sequence[str]) -> None:
+    """Counts what private inference of a decoder consists of."""
+    import jax
+
+    from egattn.private import cost, display
+
+    # Only shapes are computed: an accelerator of this machine stays free for others.
+    jax.config.update("jax_platforms", "cpu")
+    config = _cost_config(args)
+    if config.paper:
+        print(display.paper_json()) if config.json else display.show_paper()
+    else:
+        counted = cost(config.model)
+        print(display.to_json(counted)) if config.json else display.show(counted)
+
+
 def report(args: Sequence[str]) -> None:
     """Draws figures and an HTML page from runs."""
     from egattn.report import ReportConfig, summary_lines, write_report
@@ -91,6 +107,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "replay": replay,
     "report": report,
     "compile": compile_step,
+    "cost": cost,
 }
 
 
@@ -151,6 +168,14 @@ def _compile_config(args: Sequence[str]):
 
     known, rest = _preset_parser("compile").parse_known_args(args)
     return _parse("compile", CompileConfig, rest, CompileConfig.preset_defaults(known.preset))
+
+
+def _cost_config(args: Sequence[str]):
+    """Parses `egattn cost`: the preset decides what the other defaults are."""
+    from egattn.private import CostConfig
+
+    known, rest = _preset_parser("cost").parse_known_args(args)
+    return _parse("cost", CostConfig, rest, CostConfig.preset_defaults(known.preset))
 
 
 def _preset_parser(command: str) -> argparse.ArgumentParser:

@@ -1,0 +1,26 @@
+"""Whose cost to tell."""
+
+import dataclasses
+
+import tyro
+
+from egattn.model import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class CostConfig:
+    """What one private forward pass of a decoder consists of."""
+
+    preset: tyro.conf.Suppress[str] = "sm_ln_g"
+    """The architecture that `model` started from."""
+    model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    """Architecture; the defaults are GPT-2 small's with 128 tokens, as in the paper."""
+    paper: bool = False
+    """Whether to show the paper's Tables 3, 4, 7 and 8 beside these counts instead."""
+    json: bool = False
+    """Whether to print JSON instead of tables."""
+
+    @classmethod
+    def preset_defaults(cls, preset: str) -> "CostConfig":
+        """Returns the defaults of a preset."""
+        return cls(preset=preset, model=DecoderConfig.preset(preset))
