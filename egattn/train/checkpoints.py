@@ -33,6 +33,7 @@ class Checkpoints:
         self.directory = (config.run / "checkpoints").resolve()
         self._config, self._mesh = config, mesh
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._deleter = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: concurrent.futures.Future | None = None
         self._manager = self._make_manager(read_only)
 
@@ -61,7 +62,6 @@ class Checkpoints:
                 # What a killed save left behind.
                 cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=False,
-                enable_background_delete=True,
                 multiprocessing_options=processes,
             ),
         )
@@ -81,12 +81,18 @@ class Checkpoints:
         """Waits for the last save; raises what it raised."""
         with contextlib.closing(self._manager):
             self._thread.shutdown()
+            self._deleter.shutdown()
             self._wait()
 
     def _wait(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def check(self) -> None:
+        """Raises what the last save raised, if that is known."""
+        if self._pending is not None and self._pending.done():
+            self._wait()
 
     def newest(self, below: float = math.inf) -> tuple[int | None, dict[int, str]]:
         """Newest intact step if there is one, and for each newer one what is wrong with it.
@@ -185,9 +191,17 @@ class Checkpoints:
         self._manager.save(step, args=items)
         if jax.process_index() == 0:
             seal(self.directory / str(step))
-        # Only now, so that there is an intact one at any moment.
-        for old in sorted(self._manager.all_steps())[: -self._config.keep_checkpoints]:
-            self._manager.delete(old)
+            # Only now, so that there is an intact one at any moment.
+            self._deleter.submit(self._delete_old)
+
+    def _delete_old(self) -> None:
+        """What cannot be deleted, say because it is being read, is tried again after a save."""
+        doomed = self.directory.with_name("deleting")
+        doomed.mkdir(exist_ok=True)
+        for step in sorted(self._steps())[: -self._config.keep_checkpoints]:
+            with contextlib.suppress(OSError):
+                os.replace(self.directory / str(step), doomed / str(step))
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def restore(self, step: int) -> TrainState:
         """Returns the state after `step` steps, laid out for this run's mesh, whatever it was.

@@ -137,6 +137,7 @@ class _Loop:
         waits for the host; but always before the step is saved or evaluated.
         """
         c, last = self.config, step == self.config.steps
+        self.checkpoints.check()
         with self.stop.waiting():
             rows = next(source)
         # The first step compiles.
@@ -173,6 +174,13 @@ class _Loop:
         self._saved = step
 
     @functools.cached_property
+    def _learning_rates(self) -> np.ndarray:
+        """Of all steps, computed once: the device would return one only after all steps queued."""
+        return np.asarray(
+            make_schedule(self.config.optimizer, self.config.steps)(np.arange(self.config.steps))
+        )
+
+    @functools.cached_property
     def _step_fn(self) -> Callable:
         return make_train_step(self.config, self.mesh)
 
@@ -197,10 +205,10 @@ class _Loop:
         steps, seconds = step - self._logged, now - self._clock
         rate = steps * c.batch_size * c.model.context_length / seconds
         self._clock, self._logged = now, step
-        self._ahead = round(min(max(_AHEAD * steps / seconds, 1), _MOST_AHEAD))
+        # Rises slowly: steps read in a row after a delay look fast.
+        self._ahead = round(min(max(_AHEAD * steps / seconds, 1), _MOST_AHEAD, 2 * self._ahead))
         values: dict[str, Any] = {k: v if v.ndim else float(v) for k, v in metrics.items()}
-        schedule = make_schedule(c.optimizer, c.steps)
-        values["learning_rate"] = np.asarray(schedule(step - 1 - self.nonfinite.skipped)).item()
+        values["learning_rate"] = self._learning_rates[step - 1 - self.nonfinite.skipped].item()
         values["tokens_per_second"] = rate
         values["mfu"] = utilisation(c.model, rate)
         self.records.train(step, values)
