@@ -91,6 +91,39 @@ def cost(args: Sequence[str]) -> None:
         print(display.to_json(counted)) if config.json else display.show(counted)
 
 
+def private(args: Sequence[str]) -> None:
+    """Writes programs for two parties: export (a trained decoder), parts (single operations)."""
+    import jax
+
+    # Expected results in float32: accelerators' products may have fewer digits.
+    jax.config.update("jax_platforms", "cpu")
+    programs: dict[str, Callable[[Sequence[str]], None]] = {
+        "export": _private_export,
+        "parts": _private_parts,
+    }
+    if not args or args[0] not in programs:
+        raise ValueError(unknown("program of egattn private", "".join(args[:1]), programs))
+    programs[args[0]](args[1:])
+
+
+def _private_export(args: Sequence[str]) -> None:
+    from egattn.private.export import ExportConfig, describe, export
+
+    config = _parse("private export", ExportConfig, args)
+    print(describe(config, export(config)))
+
+
+def _private_parts(args: Sequence[str]) -> None:
+    import tyro
+
+    from egattn.private.parts import PartsConfig, write_parts
+
+    known, rest = _preset_parser("private parts").parse_known_args(args)
+    default = PartsConfig.preset_defaults(known.preset, tyro.MISSING)
+    config = _parse("private parts", PartsConfig, rest, default)
+    print(f"{config.out}: {', '.join(write_parts(config))}")
+
+
 def report(args: Sequence[str]) -> None:
     """Draws figures and an HTML page from runs."""
     from egattn.report import ReportConfig, summary_lines, write_report
@@ -108,6 +141,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": report,
     "compile": compile_step,
     "cost": cost,
+    "private": private,
 }
 
 

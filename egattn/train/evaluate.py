@@ -111,6 +111,23 @@ def read_run(run: Path) -> TrainConfig:
     return dataclasses.replace(from_json(path.read_text(encoding="utf-8")), run=run)
 
 
+def load_state(run: TrainConfig, mesh: Mesh, step: int | None = None) -> TrainState:
+    """Returns the state of a run's checkpoint, by default the newest intact one.
+
+    Says on stderr which newer ones are not intact.
+
+    Raises:
+      FileNotFoundError: If there is no such checkpoint.
+    """
+    with Checkpoints(run, mesh, read_only=True) as checkpoints:
+        step, skipped = (step, {}) if step else checkpoints.newest()
+        for line in skipped.values():
+            print(line, file=sys.stderr)
+        if step is None:
+            raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}")
+        return checkpoints.restore(step)
+
+
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluates a checkpoint on its validation split.
 
@@ -130,13 +147,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check_data(run, manifest)
     mesh = make_mesh(config.mesh)
     check_batch(mesh, run.batch_size // run.accumulation, run.model.context_length)
-    with Checkpoints(run, mesh, read_only=True) as checkpoints:
-        step, skipped = (config.step, {}) if config.step else checkpoints.newest()
-        for line in skipped.values():
-            print(line, file=sys.stderr)
-        if step is None:
-            raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}")
-        state = checkpoints.restore(step)
+    state = load_state(run, mesh, config.step)
     values = Evaluator(run, manifest, mesh)(state, config.windows)
     values["range_shares"] = range_shares(jnp.asarray(values["head_entropy"]))
     values["row_quantiles"] = _row_quantiles(run, manifest, state, mesh)
