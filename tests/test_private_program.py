@@ -70,3 +70,40 @@ def test_the_program_computes_the_decoder_s_logits(name, rng):
     expected: Any = jax.jit(Decoder(config).apply)(variables, tokens[None])
     error = np.abs(np.asarray(logits) - np.asarray(expected.logits[0])).max()
     assert error <= 2e-5 * np.abs(expected.logits).max()
+
+
+def test_gelu_forms_against_their_definitions():
+    x = np.linspace(-30, 30, 60001)
+    tanh = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    exact = np.asarray(gelu_tanh(jnp.asarray(x, jnp.float32)))
+    polynomial = np.asarray(gelu_polynomial(jnp.asarray(x, jnp.float32)))
+    np.testing.assert_allclose(exact, tanh, rtol=0, atol=4e-6)
+    # As the docstrings say.
+    assert 1.7e-3 < np.abs(polynomial - tanh).max() < 1.8e-3
+    np.testing.assert_allclose(polynomial[x >= 3.3], x[x >= 3.3], rtol=1e-6, atol=6e-4)
+    np.testing.assert_allclose(polynomial[x <= -3.3], 0, atol=6e-4)
+
+
+def test_what_a_query_does_not_see_has_no_weight_whatever_its_score(rng):
+    length = 7
+    s = rng.normal(size=(3, length, length)) * 5
+    seen = np.tril(np.ones((length, length), bool))
+    exponentials = np.where(seen, np.exp(s), 0)
+    expected = exponentials / exponentials.sum(-1, keepdims=True)
+    # Scores of 1e6 would win the row, and next to them exp would see less than any limit.
+    hostile = np.where(seen, s, 1e6).astype(np.float32)
+    np.testing.assert_allclose(softmax(jnp.asarray(hostile)), expected, atol=1e-6)
+    assert np.all(np.asarray(softmax(jnp.asarray(hostile)))[:, ~seen] == 0)
+
+
+def test_what_cannot_be_folded_is_named(rng):
+    config = CONFIGS["sm_scfuffn"]
+    variables = trained(config, rng)
+    params = variables["params"]
+    nothing = {**params, "blocks_0": {**params["blocks_0"], "alpha": jnp.array([1.0, 0.0])}}
+    with pytest.raises(ValueError, match="layer 1: cannot fold alpha = 0"):
+        fold(config, {"params": nothing}, 9, 1.0)
+    embedding = params["token_embedding"]["embedding"].at[3, 2].set(jnp.nan)
+    broken = {**params, "token_embedding": {"embedding": embedding}}
+    with pytest.raises(ValueError, match=r"finite weights.*token_embedding"):
+        fold(config, {"params": broken}, 9, 1.0)

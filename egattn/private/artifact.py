@@ -1,7 +1,7 @@
 """A program for two parties as a directory: what `experiments/private_inference/run.py` runs.
 
-`model.mlir` is the program as StableHLO text, `weights.npz` what the server holds, `inputs.npz` what
-the client holds, `expected.npz` the results in plain float32, `meta.json` all the rest.
+`model.mlir` is the program as StableHLO text, `weights.npz` what the server holds, `inputs.npz`
+what the client holds, `expected.npz` the results in plain float32, `meta.json` all the rest.
 """
 
 import dataclasses
@@ -41,7 +41,9 @@ class Input:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the program's argument."""
-        return self.cases.shape[1:] if self.classes is None else (*self.cases.shape[1:], self.classes)
+        return (
+            self.cases.shape[1:] if self.classes is None else (*self.cases.shape[1:], self.classes)
+        )
 
     def value(self, case: int) -> np.ndarray:
         """The program's argument in one case."""
@@ -118,9 +120,13 @@ def write_artifact(
     with staged_directory(directory) as staging:
         for file, content in {"model.mlir": text, **(files or {})}.items():
             (staging / file).write_text(content, encoding="utf-8")
-        np.savez(staging / "weights.npz", **weights)
-        np.savez(staging / "inputs.npz", **{x.name: x.cases for x in inputs})
-        np.savez(staging / "expected.npz", **{output: expected})
+        arrays = {
+            "weights": weights,
+            "inputs": {x.name: x.cases for x in inputs},
+            "expected": {output: expected},
+        }
+        for file, content in arrays.items():
+            np.savez(staging / f"{file}.npz", **content)  # pyright: ignore[reportArgumentType]
         written = [path for path in sorted(staging.iterdir()) if not path.name.startswith(".")]
         meta["files"] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in written}
         (staging / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")

@@ -54,8 +54,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: If the run or the checkpoint is missing.
-      ValueError: If run, data and prompts do not fit together, weights are not finite or activations
-        leave the range of the fixed-point arithmetic.
+      ValueError: If run, data and prompts do not fit together, weights are not finite or
+        activations leave the range of the fixed-point arithmetic.
     """
     run = read_run(config.run)
     run = dataclasses.replace(run, data=config.data or run.data)

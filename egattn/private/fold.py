@@ -12,7 +12,6 @@ import numpy as np
 
 from egattn.model import DecoderConfig, Linear
 from egattn.model.config import FeedForwardKind
-from egattn.model.linear import SPECTRAL
 
 Weights = dict[str, np.ndarray]
 """Float32 arrays by dotted name, what the server holds."""
@@ -88,7 +87,9 @@ class _Norm:
 
     def epsilon(self, name: str) -> Weights:
         """What is added to the variance, if there is a norm."""
-        return {} if self._params is None else {f"{name}.epsilon": _EPSILON / self._scale**2}
+        return (
+            {} if self._params is None else {f"{name}.epsilon": np.array(_EPSILON / self._scale**2)}
+        )
 
 
 def _block(
@@ -159,7 +160,9 @@ def _feed_forward(
     down, down_bias = _linear(c, block, "feed_forward", "down", c.embed_dim)
     if c.activation in ("gelu", "relu"):
         return _named("up", up, up_bias) | scaled("down", down, down_bias)
-    share = np.ones(c.ffn_dim) if c.activation == "identity" else np.broadcast_to(slope, c.ffn_dim)
+    share = np.ones(c.ffn_dim)
+    if slope is not None:
+        share = share * slope
     through = share[:, None] * down
     bias = _sum(None if up_bias is None else up_bias @ through, down_bias)
     weights = scaled("linear", up @ through, bias)

@@ -60,7 +60,7 @@ class Part:
 
 
 def parts(config: DecoderConfig, gelu: program.Gelu) -> dict[str, Part]:
-    """Returns the operations of a decoder's first layer, in order, and the whole layer at the end."""
+    """Returns the operations of a decoder's first layer, and the whole layer at the end."""
     c, length, kind = config, config.context_length, config.layer_kinds[0]
     x, rows = {"x": (length, c.embed_dim)}, (c.num_heads, length)
     qkv_bias = "qkv.bias"

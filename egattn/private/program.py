@@ -8,7 +8,7 @@ which a fixed-point exponential makes garbage; every function is spelled out.
 import functools
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def forward(
     return linear("head", weights, x)
 
 
-def part(weights: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+def part(weights: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The weights whose names begin with a prefix, without it."""
     found = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     return found

@@ -21,6 +21,16 @@ class FixedPoint:
     exp_iterations: int = 8
     """Squarings n in exp(x) = (1 + x / 2^n)^(2^n)."""
 
+    def __post_init__(self):
+        """Checks the values."""
+        if self.field_bits not in (64, 128):
+            raise ValueError(f"field_bits must be 64 or 128, got {self.field_bits}")
+        most = self.field_bits // 2 - 2
+        if not 1 <= self.fraction_bits <= most:
+            raise ValueError(f"fraction_bits must lie within 1 to {most}, got {self.fraction_bits}")
+        if not 1 <= self.exp_iterations <= 16:
+            raise ValueError(f"exp_iterations must lie within 1 to 16, got {self.exp_iterations}")
+
     def limits(self, operation: str) -> tuple[float, float]:
         """Smallest and largest magnitude that an operation may take in or give out.
 
@@ -80,7 +90,9 @@ def _evaluate(jaxpr, consts: Sequence[Any], args: Sequence[Any], part: str = "")
     seen = []
     for eqn in jaxpr.eqns:
         name = "/".join(filter(None, (part, str(eqn.source_info.name_stack))))
-        operands = [x.val if isinstance(x, jax.extend.core.Literal) else values[x] for x in eqn.invars]
+        operands = [
+            x.val if isinstance(x, jax.extend.core.Literal) else values[x] for x in eqn.invars
+        ]
         if eqn.primitive.name in _CALLS:
             (inner,) = jax.extend.core.jaxprs_in_params(eqn.params)
             closed = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
@@ -89,9 +101,13 @@ def _evaluate(jaxpr, consts: Sequence[Any], args: Sequence[Any], part: str = "")
         else:
             results = eqn.primitive.bind(*operands, **eqn.params)
             results = results if eqn.primitive.multiple_results else [results]
-            seen += [((name, kind), x) for kind, x in _numbers(eqn.primitive.name, operands, results)]
+            seen += [
+                ((name, kind), x) for kind, x in _numbers(eqn.primitive.name, operands, results)
+            ]
         values |= zip(eqn.outvars, results, strict=True)
-    return [x.val if isinstance(x, jax.extend.core.Literal) else values[x] for x in jaxpr.outvars], seen
+    return [
+        x.val if isinstance(x, jax.extend.core.Literal) else values[x] for x in jaxpr.outvars
+    ], seen
 
 
 def _numbers(primitive: str, operands: Sequence[Any], results: Sequence[Any]):
@@ -115,7 +131,9 @@ def check(ranges: Iterable[Range], fixed_point: FixedPoint) -> None:
         # Written so that a NaN is a problem.
         if not (low <= r.smallest and r.largest <= high):
             excess = max(r.largest / high, low / max(r.smallest, 1e-30))
-            problems.append((excess, f"{r.part} {r.operation}: {_ends(r)}, allowed {low:g} to {high:g}"))
+            problems.append(
+                (excess, f"{r.part} {r.operation}: {_ends(r)}, allowed {low:g} to {high:g}")
+            )
     if problems:
         listed = "; ".join(text for _, text in sorted(problems, reverse=True)[:3])
         bits = f"{fixed_point.field_bits} bits with {fixed_point.fraction_bits} of fraction"

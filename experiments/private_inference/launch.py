@@ -99,7 +99,7 @@ async def _watch(parties: list[Party], interrupted: asyncio.Future[str]) -> None
             raise Failure(f"interrupted by {interrupted.result()}; all parties were ended")
         if not done:
             raise Failure(f"{next(iter(running.values())).name} did not end after the result")
-        for task in done:
+        for task in [task for task in running if task in done]:
             _judge(running.pop(task), task.result())
 
 

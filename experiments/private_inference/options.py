@@ -80,7 +80,9 @@ def _fraction(text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="run.py", description=__doc__, epilog="README.md beside this file says more."
+        prog="run.py",
+        description="Runs an export under secure computation and reports what it cost.",
+        epilog="README.md beside this file says more.",
     )
     add = parser.add_argument
     add("export", type=Path, metavar="EXPORT", help="directory of `egattn private export`")
