@@ -3,14 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 # The tests' own environment: tools, and the TPU compiler, which warns in every program that there is no TPU.
 DEV := $(VENV)-dev
+# The program that executes private inference: SPU needs Python 3.10 or 3.11. Without one the tests
+# of that program are skipped.
+PRIVATE := $(VENV)-private
+PRIVATE_PYTHON := $(shell for p in $(PYTHON) python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test check benchmark clean
+.PHONY: demo test check benchmark private private-env clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.demo
 
-test: $(DEV)/.installed
-	$(DEV)/bin/python -m pytest -n auto
+test: $(DEV)/.installed $(if $(PRIVATE_PYTHON),$(PRIVATE)/.installed)
+	EGATTN_PRIVATE_PYTHON=$(abspath $(PRIVATE))/bin/python $(DEV)/bin/python -m pytest -n auto
 
 check: $(DEV)/.installed
 	$(DEV)/bin/ruff check .
@@ -19,6 +24,25 @@ check: $(DEV)/.installed
 
 benchmark: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.step_time $(ARGS)
+
+# A token of the demo's decoder, computed by two parties that see neither weights nor prompt in clear.
+private: exports/demo/meta.json $(PRIVATE)/.installed
+	$(PRIVATE)/bin/python experiments/private_inference/run.py exports/demo
+
+private-env: $(PRIVATE)/.installed
+
+report/demo/index.html: | $(VENV)/.installed
+	$(VENV)/bin/python -m experiments.demo
+
+exports/demo/meta.json: report/demo/index.html
+	rm -rf exports/demo
+	$(VENV)/bin/egattn private export runs/demo/ereg_sm_t_scfuffn exports/demo --length 64
+
+$(PRIVATE)/.installed: experiments/private_inference/requirements.txt
+	@test -n "$(PRIVATE_PYTHON)" || { echo "SPU needs Python 3.10 or 3.11; try make private PRIVATE_PYTHON=python3.11" >&2; exit 1; }
+	$(PRIVATE_PYTHON) -m venv $(PRIVATE)
+	$(PRIVATE)/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 .PRECIOUS: %/bin/python
 %/bin/python:
@@ -31,4 +55,4 @@ $(DEV)/.installed: EXTRAS := [dev]
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEV) build *.egg-info
+	rm -rf $(VENV) $(DEV) $(PRIVATE) build *.egg-info

@@ -76,10 +76,10 @@ def compile_step(args: Sequence[str]) -> None:
 
 
 def cost(args: Sequence[str]) -> None:
-    """Counts what private inference of a decoder consists of."""
+    """Tells what private inference of a decoder consists of: counts, and estimated traffic."""
     import jax
 
-    from egattn.private import cost, display
+    from egattn.private import display
 
     # Only shapes are computed: an accelerator of this machine stays free for others.
     jax.config.update("jax_platforms", "cpu")
@@ -87,8 +87,8 @@ def cost(args: Sequence[str]) -> None:
     if config.paper:
         print(display.paper_json()) if config.json else display.show_paper()
     else:
-        counted = cost(config.model)
-        print(display.to_json(counted)) if config.json else display.show(counted)
+        model, gelu = config.model, config.gelu
+        print(display.to_json(model, gelu)) if config.json else display.show(model, gelu)
 
 
 def private(args: Sequence[str]) -> None:

@@ -11,7 +11,8 @@ import pytest
 from training import egattn
 
 from egattn.model import Decoder, DecoderConfig
-from egattn.private import PAPER, billions, cost
+from egattn.private import PAPER, billions, communication, cost
+from egattn.private.communication import calibration
 
 SMALL: dict[str, Any] = {
     "vocab_size": 200,
@@ -117,14 +118,80 @@ def test_nonlinear_operations_of_mixed_networks():
     assert [(n.kind, n.count, n.shape) for n in cost(config).final] == [("layer_norm", 1, (16, 32))]
 
 
+def test_estimates_are_what_was_measured():
+    """Every measurement, found again among the estimates of a network that has the operation."""
+    measured = {}
+    for row in calibration()["rows"]:
+        measured.setdefault(row["operation"], []).append((tuple(row["sizes"]), row["bytes"]))
+    found = {}
+    for preset, gelu in (
+        ("sm_ln_g", "tanh"),
+        ("sm_ln_g", "polynomial"),
+        ("sm_ln_r", "tanh"),
+        ("ereg_sm_t_scfuffn", "tanh"),
+    ):
+        estimate = communication(DecoderConfig.preset(preset), gelu)
+        for t in (*estimate.blocks, estimate.embedding, estimate.head):
+            found[t.part, t.sizes] = t.bytes
+    parts = {sizes: bytes for (_, sizes), bytes in found.items()}
+    rows = [row for name, rows in measured.items() if name != "setup" for row in rows]
+    # All but the smaller vocabulary.
+    rows = [(sizes, bytes) for sizes, bytes in rows if 4096 not in sizes]
+    assert len(rows) == 14
+    for sizes, bytes in rows:
+        if sizes not in ((128 * 768,), (128 * 3072,)):
+            assert parts[sizes] == pytest.approx(bytes, rel=0.01), sizes
+    for name, operation in (("gelu_tanh",) * 2, ("gelu_polynomial",) * 2, ("relu",) * 2):
+        assert found[name, (128 * 3072,)] == pytest.approx(measured[operation][0][1])
+    for name in ("layer_norm", "temperature"):
+        assert found[name, (128 * 768,)] == pytest.approx(measured[name][0][1])
+
+
+@pytest.mark.parametrize("row", PAPER, ids=lambda row: f"{row.table} {row.net}")
+def test_estimates_count_the_operations_that_the_tables_list(row):
+    estimate = communication(row.config)
+    parts = {t.part: t for t in estimate.blocks}
+    for operation in cost(row.config).nonlinearities:
+        name = {"gelu": "gelu_tanh"}.get(operation.kind, operation.kind)
+        entries = math.prod(operation.shape)
+        heads = 12 if name == "softmax" else 1
+        # The final norm is in the estimate, not in the tables.
+        extra = name == "layer_norm"
+        assert parts[name].count * heads == operation.count + extra * heads
+        assert parts[name].sizes == (entries * heads,)
+    assert estimate.bytes == pytest.approx(
+        sum(t.count * t.bytes for t in (*estimate.blocks, estimate.embedding, estimate.head))
+    )
+
+
+def test_what_is_folded_costs_nothing_and_what_is_removed_neither():
+    def parts(preset: str, **fields: Any) -> dict[str, int]:
+        estimate = communication(DecoderConfig.preset(preset, **fields))
+        return {t.part: t.count for t in estimate.blocks}
+
+    fused = parts("sm_scfuffn")
+    assert parts("sm_scffn") == parts("sm_wnorm") == parts("sm_snorm") == parts("sm") == fused
+    assert parts("sm_t_scfuffn") == {**fused, "temperature": 12}
+    assert parts("ereg_sm_t_scfuffn") == parts("sm_t_scfuffn")
+    leaky = parts("sm_r", activation="leaky_relu")
+    assert leaky == {**parts("sm_r"), "linear": 12}
+    kinds = ("fused",) * 5 + ("none",) * 7
+    assert parts("sm_scfuffn", feed_forward=kinds) == {**fused, "linear": 5}
+
+
 def test_json_and_tables(capsys):
     egattn("cost --preset sm_g --json --model.context-length 64")
     counted = json.loads(capsys.readouterr().out)
     assert counted["nonlinearities"][1] == {"kind": "gelu", "count": 12, "shape": [64, 3072]}
     assert counted["flops"]["head"] == 2 * 64 * 768 * 50257
+    estimate = counted["estimated_communication"]
+    assert [t["part"] for t in estimate["blocks"]][-3:] == ["up", "gelu_tanh", "down"]
+    assert counted["estimated_from"]["protocol"] == "CHEETAH"
     egattn("cost --preset sm_ln_r")
     text = capsys.readouterr().out
     assert "after the blocks: LN 1" in text
+    assert "communication, estimated" in text
+    assert "estimated from operations measured under CHEETAH" in text
     assert "38,597,376" in text
     egattn("cost --paper --json")
     rows = json.loads(capsys.readouterr().out)

@@ -5,6 +5,7 @@ import dataclasses
 import tyro
 
 from egattn.model import DecoderConfig
+from egattn.private.program import Gelu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +16,8 @@ class CostConfig:
     """The architecture that `model` started from."""
     model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     """Architecture; the defaults are GPT-2 small's with 128 tokens, as in the paper."""
+    gelu: Gelu = "tanh"
+    """Form of GELU, where the network has any; the paper does not say which."""
     paper: bool = False
     """Whether to show the paper's Tables 3, 4, 7 and 8 beside these counts instead."""
     json: bool = False

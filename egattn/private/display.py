@@ -3,32 +3,43 @@
 import dataclasses
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from egattn.private.cost import Cost, Nonlinearity, cost
+from egattn.model import DecoderConfig
+from egattn.private.communication import Communication, calibration, communication
+from egattn.private.cost import Nonlinearity, cost
 from egattn.private.paper import PAPER, billions
+from egattn.private.program import Gelu
 
 _SYMBOLS = {"softmax": "SM", "layer_norm": "LN", "gelu": "G", "relu": "R", "leaky_relu": "LR"}
 
 
-def to_json(result: Cost) -> str:
-    """Returns the counts as indented JSON."""
-    return json.dumps(dataclasses.asdict(result), indent=2)
+def to_json(config: DecoderConfig, gelu: Gelu) -> str:
+    """Returns one network's counts and estimates as indented JSON."""
+    return json.dumps(_as_dict(config, gelu), indent=2)
 
 
 def paper_json() -> str:
-    """Returns the paper's rows, each with what is counted here, as indented JSON."""
-    rows = [
-        {**dataclasses.asdict(row), "counted": dataclasses.asdict(cost(row.config))}
-        for row in PAPER
-    ]
+    """Returns the paper's rows, each with counts and estimates, as indented JSON."""
+    rows = [{**dataclasses.asdict(row), "counted": _as_dict(row.config)} for row in PAPER]
     return json.dumps(rows, indent=2)
 
 
-def show(result: Cost) -> None:
-    """Prints one network's counts."""
+def _as_dict(config: DecoderConfig, gelu: Gelu = "tanh") -> dict[str, Any]:
+    estimate = communication(config, gelu)
+    return {
+        **dataclasses.asdict(cost(config)),
+        "estimated_communication": {**dataclasses.asdict(estimate), "bytes": estimate.bytes},
+        "estimated_from": calibration()["provenance"],
+    }
+
+
+def show(config: DecoderConfig, gelu: Gelu) -> None:
+    """Prints one network's counts and estimates."""
+    result = cost(config)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"nonlinear operations: {operations(result.nonlinearities)}")
     if result.final:
@@ -42,12 +53,30 @@ def show(result: Cost) -> None:
     for name, count in {**parameters, "all": sum(parameters.values())}.items():
         table.add_row(name, f"{count:,}")
     console.print(table)
+    console.print(_traffic_table(communication(config, gelu)))
+    source = calibration()["provenance"]
+    console.print(
+        f"estimated from operations measured under {source['protocol']}, SPU "
+        f"{source['versions']['spu']}, with 128 positions of width 768; "
+        "docs/private_inference.md compares estimates with whole networks"
+    )
+
+
+def _traffic_table(estimate: Communication) -> Table:
+    table = Table("communication, estimated", "count", "MB each", "MB", box=None, pad_edge=False)
+    for t in (*estimate.blocks, estimate.embedding, estimate.head):
+        sizes = "×".join(map(str, t.sizes))  # noqa: RUF001
+        each, together = (f"{bytes / 1e6:,.2f}" for bytes in (t.bytes, t.count * t.bytes))
+        table.add_row(f"{t.part} {sizes}", str(t.count), each, together)
+    table.add_row("all", "", "", f"{estimate.bytes / 1e6:,.2f}")
+    table.add_row("keys, once per connection", "", "", f"{estimate.setup / 1e6:,.2f}")
+    return table
 
 
 def show_paper() -> None:
-    """Prints the paper's tables beside what is counted here; GB and minutes are the paper's."""
+    """Prints the paper's tables beside what is counted and estimated here."""
     columns = ("table", "net", "#nonlinear operations", "FLOPs FFN", "paper", "attention", "paper")
-    table = Table(*columns, "paper's GB", "paper's min", box=None, pad_edge=False)
+    table = Table(*columns, "est. GB", "paper's GB", "paper's min", box=None, pad_edge=False)
     for row in PAPER:
         counted = cost(row.config)
         table.add_row(
@@ -58,6 +87,7 @@ def show_paper() -> None:
             f"{row.feed_forward}B",
             f"{billions(counted.flops.attention)}B",
             f"{row.attention}B",
+            f"{communication(row.config).bytes / 1e9:.2f}",
             f"{row.gigabytes:.2f}",
             f"{row.minutes:.2f}",
         )

@@ -19,20 +19,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# Preset, its parts, and whether only the first run is measured, which includes the setup.
+# Name, options of `egattn private parts`, the parts, and whether only the first run is measured,
+# which includes the setup.
 PROGRAMS = (
-    ("sm_ln_g", "softmax layer_norm out qkv scores values down up", False),
-    ("sm_ln_r", "activation", False),
-    ("ereg_sm_t_scfuffn", "temperature", False),
-    ("sm_scfuffn", "linear", False),
-    ("sm_ln_g_polynomial", "activation", False),
-    ("sm_scfuffn", "layer", True),
-    ("ereg_sm_t_scfuffn", "layer", True),
-    ("sm_ln_r", "layer", True),
-    ("sm_ln_g", "activation embedding head layer", True),
+    ("sm_ln_g", "--preset sm_ln_g", "softmax layer_norm out qkv scores values down up", False),
+    ("sm_ln_r", "--preset sm_ln_r", "activation", False),
+    ("ereg_sm_t_scfuffn", "--preset ereg_sm_t_scfuffn", "temperature", False),
+    ("sm_scfuffn", "--preset sm_scfuffn", "linear", False),
+    ("sm_ln_g_polynomial", "--preset sm_ln_g --gelu polynomial", "activation", False),
+    ("sm_ln_g_4096", "--preset sm_ln_g --model.vocab-size 4096", "embedding head", False),
+    ("sm_scfuffn", "--preset sm_scfuffn", "layer", True),
+    ("ereg_sm_t_scfuffn", "--preset ereg_sm_t_scfuffn", "layer", True),
+    ("sm_ln_r", "--preset sm_ln_r", "layer", True),
+    ("sm_ln_g", "--preset sm_ln_g", "activation embedding head layer", True),
 )
 # What a layer consists of, by names of results.
-_ATTENTION = "sm_ln_g-qkv sm_ln_g-scores sm_ln_g-softmax sm_ln_g-values sm_ln_g-out".split()
+_ATTENTION = ["sm_ln_g-" + name for name in ("qkv", "scores", "softmax", "values", "out")]
 _MLP = ["sm_ln_g-up", "sm_ln_g-down", "sm_ln_g-layer_norm", "sm_ln_g-layer_norm"]
 LAYERS = {
     "sm_ln_g": [*_ATTENTION, *_MLP, "sm_ln_g-activation"],
@@ -51,26 +53,23 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="an interpreter with spu")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for preset, names, cold in PROGRAMS:
+    for program, flags, names, cold in PROGRAMS:
         for name in names.split():
-            path = options.out / f"{preset}-{name}.json"
+            path = options.out / f"{program}-{name}.json"
             if not path.exists():
-                measure(options.egattn, options.python, preset, name, cold, path)
+                command = [options.egattn, "private", "parts", *flags.split(), "--only", name]
+                measure(command, name, options.python, cold, path)
     results = {path.stem: json.loads(path.read_text()) for path in options.out.glob("*-*.json")}
     table = {"provenance": provenance(results), "rows": rows(results)}
     (options.out / "communication.json").write_text(json.dumps(table, indent=1) + "\n")
     show(results)
 
 
-def measure(egattn: str, python: str, preset: str, name: str, cold: bool, out: Path) -> None:
+def measure(command: list[str], name: str, python: str, cold: bool, out: Path) -> None:
     """Writes one program and executes it."""
+    flags = ["--cold-only"] if cold else []
     with tempfile.TemporaryDirectory() as scratch:
-        base, _, gelu = preset.partition("_polynomial")[0], *preset.partition("_polynomial")[1:]
-        command = [egattn, "private", "parts", scratch + "/parts", "--preset", base, "--only", name]
-        if preset != base:
-            command += ["--gelu", "polynomial"]
-        subprocess.run(command, check=True)
-        flags = ["--cold-only"] if cold else []
+        subprocess.run([*command, f"{scratch}/parts"], check=True)
         program = f"{scratch}/parts/{name}"
         subprocess.run([python, str(_RUNNER), program, "--out", str(out), *flags], check=True)
 
@@ -103,7 +102,9 @@ _ROWS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("linear", "sm_ln_g-up", (128, 768, 3072)),
     ("linear", "sm_ln_g-down", (128, 3072, 768)),
     ("linear", "sm_ln_g-head", (128, 768, 50257)),
+    ("linear", "sm_ln_g_4096-head", (128, 768, 4096)),
     ("embedding", "sm_ln_g-embedding", (128, 50257, 768)),
+    ("embedding", "sm_ln_g_4096-embedding", (128, 4096, 768)),
     ("shared_product", "sm_ln_g-scores", (12, 128, 64, 128)),
     ("shared_product", "sm_ln_g-values", (12, 128, 128, 64)),
     ("softmax", "sm_ln_g-softmax", (12 * 128 * 128,)),
@@ -156,6 +157,11 @@ def show(results: dict[str, Any]) -> None:
             f"{run['cpu_seconds']:.1f} | {check['max_error']:.1e} | "
             f"{check['largest_expected']:.3g} |"
         )
+    _show_layers(results)
+    _show_networks(results)
+
+
+def _show_layers(results: dict[str, Any]) -> None:
     print("\n| layer | sum of operations, MB | measured, MB | difference |\n|---|---|---|---|")
     for preset, names in LAYERS.items():
         if f"{preset}-layer" in results:
@@ -163,6 +169,35 @@ def show(results: dict[str, Any]) -> None:
             added = sum(warm(results, name) for name in names)
             difference = f"{100 * (added / whole - 1):+.2f} %"
             print(f"| {preset} | {added / 1e6:.2f} | {whole / 1e6:.2f} | {difference} |")
+
+
+# Table 3: gigabytes with embedding and head, and layer norms behind the last layer.
+_PAPER = {
+    "sm_ln_g": (25.32, 1),
+    "sm_ln_r": (9.44, 1),
+    "sm_scfuffn": (6.43, 0),
+    "ereg_sm_t_scfuffn": (6.43, 0),
+}
+
+
+def _show_networks(results: dict[str, Any]) -> None:
+    """Extrapolates to 12 layers: 12 times a layer, the final norm, embedding and head."""
+    outer = ("sm_ln_g-embedding", "sm_ln_g-head")
+    found = {}
+    for preset, (_, norms) in _PAPER.items():
+        names = (f"{preset}-layer", *outer)
+        if all(name in results for name in names):
+            layer, *ends = (warm(results, name) for name in names)
+            blocks = 12 * layer + norms * warm(results, "sm_ln_g-layer_norm")
+            found[preset] = blocks / 1e9, (blocks + sum(ends)) / 1e9
+    print("\n| network | 12 layers, GB | with embedding and head, GB | ratio | paper, GB | ratio |")
+    print("|---|---|---|---|---|---|")
+    for preset, (blocks, everything) in found.items():
+        paper, ratio = _PAPER[preset][0], everything / found["ereg_sm_t_scfuffn"][1]
+        print(
+            f"| {preset} | {blocks:.2f} | {everything:.2f} | {ratio:.2f} | {paper:.2f} | "
+            f"{paper / 6.43:.2f} |"
+        )
 
 
 if __name__ == "__main__":
