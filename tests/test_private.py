@@ -13,6 +13,7 @@ from training import egattn
 from egattn.model import Decoder, DecoderConfig
 from egattn.private import PAPER, billions, communication, cost
 from egattn.private.communication import calibration
+from egattn.private.program import Gelu
 
 SMALL: dict[str, Any] = {
     "vocab_size": 200,
@@ -124,12 +125,13 @@ def test_estimates_are_what_was_measured():
     for row in calibration()["rows"]:
         measured.setdefault(row["operation"], []).append((tuple(row["sizes"]), row["bytes"]))
     found = {}
-    for preset, gelu in (
+    networks: list[tuple[str, Gelu]] = [
         ("sm_ln_g", "tanh"),
         ("sm_ln_g", "polynomial"),
         ("sm_ln_r", "tanh"),
         ("ereg_sm_t_scfuffn", "tanh"),
-    ):
+    ]
+    for preset, gelu in networks:
         estimate = communication(DecoderConfig.preset(preset), gelu)
         for t in (*estimate.blocks, estimate.embedding, estimate.head):
             found[t.part, t.sizes] = t.bytes

@@ -1,10 +1,6 @@
 """The program that runs exports under secure computation: what it measures, and how it fails."""
 
-import ast
-import asyncio
 import contextlib
-import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -12,90 +8,39 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-
-REPOSITORY = Path(__file__).parents[1]
-PROGRAM = REPOSITORY / "experiments" / "private_inference"
-PYTHON = os.environ.get("EGATTN_PRIVATE_PYTHON", REPOSITORY / ".venv-private" / "bin" / "python")
-spu = pytest.mark.skipif(
-    not Path(PYTHON).exists(), reason=f"{PYTHON} does not exist; `make private-env` makes it"
+from private_runs import (
+    IDS,
+    LENGTHS,
+    PART_INPUTS,
+    POSITIONS,
+    PROGRAM,
+    PYTHON,
+    TOKENS,
+    WEIGHTS,
+    argument,
+    change,
+    expected_logits,
+    finish,
+    free_addresses,
+    model,
+    one_line,
+    oracle,
+    refused,
+    run,
+    seal,
+    softmax,
+    spu,
+    start,
+    write_export,
 )
 
-POSITIONS, TOKENS, WIDTH = 8, 12, 6
-GENERATOR = np.random.default_rng(0)
-WEIGHTS = {
-    "embedding": GENERATOR.normal(size=(TOKENS, WIDTH)).astype(np.float32),
-    "scores": GENERATOR.normal(size=(WIDTH, WIDTH)).astype(np.float32) * np.float32(0.4),
-    "head": GENERATOR.normal(size=(WIDTH, TOKENS)).astype(np.float32),
-}
-IDS = GENERATOR.integers(0, TOKENS, (2, POSITIONS)).astype(np.int32)
-LENGTHS = [8, 5]
-# A causal mask of -1e4 makes SPU's exponential return garbage of order 1e7.
-PART_INPUTS = np.where([[[False]], [[True]]], -1e4, GENERATOR.normal(size=(2, 4, 6)))
-PART_INPUTS[1, :, :2] = 0.5
 SLOW = ["--bandwidth-mbit", "1000", "--round-trip-ms", "60"]  # for a warm run of about 3 s
-
-
-def model(tokens, embedding, scores, head):
-    x = tokens @ embedding
-    return jax.nn.softmax(x @ scores @ x.T) @ x @ head
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def oracle(ids: np.ndarray) -> np.ndarray:
-    x = WEIGHTS["embedding"].astype(np.float64)[ids]
-    return softmax(x @ WEIGHTS["scores"] @ x.T) @ x @ WEIGHTS["head"]
-
-
-def expected_logits() -> np.ndarray:
-    return np.stack([oracle(ids) for ids in IDS]).astype(np.float32)
-
-
-def argument(name: str, owner: str, shape: tuple[int, ...], encoding: str = "array") -> dict:
-    return {"name": name, "owner": owner, "shape": list(shape), "encoding": encoding}
-
-
-def write_export(directory: Path, meta: dict, function: Any, **arrays: dict) -> Path:
-    directory.mkdir()
-    shapes = [jax.ShapeDtypeStruct(a["shape"], jnp.float32) for a in meta["arguments"]]
-    text = jax.jit(function, keep_unused=True).lower(*shapes).as_text()
-    (directory / "model.mlir").write_text(text)
-    for name, content in arrays.items():
-        np.savez(directory / f"{name}.npz", **content)
-    (directory / "tokens.json").write_text(json.dumps([f"<{i}>" for i in range(TOKENS)]))
-    fixed_point = {"field_bits": 64, "fraction_bits": 18, "exp_iterations": 8}
-    common = {"format": 1, "egattn": "0.1.0", "cases": 2, "fixed_point": fixed_point, "files": {}}
-    (directory / "meta.json").write_text(json.dumps(common | meta))
-    seal(directory)
-    return directory
-
-
-def seal(directory: Path, **changes: Any) -> None:
-    """Writes into meta.json the changes and what the files' digests are now."""
-    path = directory / "meta.json"
-    others = [other for other in directory.iterdir() if other != path]
-    files = {other.name: hashlib.sha256(other.read_bytes()).hexdigest() for other in others}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files} | changes))
-
-
-def change(directory: Path, file: str, **arrays: np.ndarray) -> None:
-    """Replaces arrays of a file as if they had been exported so."""
-    with np.load(directory / file) as old:
-        np.savez(directory / file, **{**old, **arrays})
-    seal(directory)
 
 
 @pytest.fixture(scope="module")
@@ -142,48 +87,6 @@ def copy(exported, tmp_path) -> Path:
     return shutil.copytree(exported, tmp_path / "copy")
 
 
-def start(*words: Any, python: Any = PYTHON) -> subprocess.Popen:
-    return subprocess.Popen(
-        [str(python), str(PROGRAM / "run.py"), *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    output, errors = process.communicate(timeout=300)
-    return process.returncode, output, errors
-
-
-def run(*words: Any) -> str:
-    """A run that must go well, without a word on standard error."""
-    status, output, errors = finish(start(*words))
-    assert (status, errors) == (0, ""), errors
-    return output
-
-
-def refused(*words: Any, status: int = 2) -> str:
-    """A run that must end with one line on standard error and nothing else."""
-    return one_line(start(*words), status)
-
-
-def one_line(process: subprocess.Popen, status: int) -> str:
-    ended, output, errors = finish(process)
-    assert (ended, output) == (status, ""), errors
-    (line,) = errors.splitlines()
-    assert line.startswith("run.py: ")
-    return line.removeprefix("run.py: ")
-
-
-def free_addresses(count: int) -> list[str]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-
-
 def children(process: subprocess.Popen) -> dict[int, int]:
     """Process ids of a launcher's parties by rank."""
     found = {}
@@ -207,17 +110,6 @@ def in_warm_run(process: subprocess.Popen) -> dict[int, int]:
             if log.exists() and b"Link details" in log.read_bytes():
                 return parties
     raise AssertionError(process.communicate())
-
-
-def load(name: str) -> ModuleType:
-    """A module of the program that needs nothing but Python."""
-    path = PROGRAM / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"private_runner_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @spu
@@ -481,184 +373,3 @@ class TestBrokenParties:
             process.communicate()
         else:
             assert f"interrupted by {number.name}; all" in one_line(process, 1)
-
-
-class TestWrongEnvironment:
-    def test_without_spu(self, tmp_path):
-        line = one_line(start(tmp_path, python=sys.executable), 2)
-        wrong = sys.version_info[:2] not in ((3, 10), (3, 11))
-        assert ("needs Python 3.10 or 3.11" if wrong else "spu is not installed") in line
-        assert "make private-env" in line
-
-    def test_wrong_python(self):
-        script = (
-            f"import runpy, sys; sys.version_info = (3, 12, 1); sys.argv = ['run.py', 'x']\n"
-            f"runpy.run_path({str(PROGRAM / 'run.py')!r}, run_name='__main__')"
-        )
-        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        assert ended.returncode == 2
-        assert f"run.py: needs Python 3.10 or 3.11, and {sys.executable} is 3.12" in ended.stderr
-        assert "make private-env" in ended.stderr
-
-    def test_the_sentence_needs_no_new_syntax(self):
-        ast.parse((PROGRAM / "run.py").read_text(), feature_version=(3, 8))
-
-    def test_the_program_needs_no_newer_syntax_than_3_10(self):
-        for path in PROGRAM.glob("*.py"):
-            ast.parse(path.read_text(), feature_version=(3, 10))
-            assert "egattn" not in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.M)
-
-
-LOG = """\
-[2026-11-25 03:53:24.101] [info] [thread_pool.cc:30] Create a fixed thread pool with size 1
-[2026-11-25 03:53:24.512] [info] [api.cc:172] [Profiling] SPU execution f completed, input \
-processing took 1.823e-06s, execution took 0.109124231s, output processing took 2.434e-06s, \
-total time 0.109128488s.
-[2026-11-25 03:53:24.512] [info] [api.cc:220] HLO profiling: total time 0.09670788999999999
-[2026-11-25 03:53:24.512] [info] [api.cc:223] - pphlo.reduce, executed 2 times, duration \
-0.038677748s, send bytes 6336 recv bytes 6300, send actions 32, recv actions 31
-[2026-11-25 03:53:24.512] [info] [api.cc:223] - pphlo.free, executed 16 times, duration \
-2.071e-05s, send bytes 0 recv bytes 0, send actions 0, recv actions 0
-[2026-11-25 03:53:24.512] [info] [api.cc:220] HAL profiling: total time 0.09498475800000002
-[2026-11-25 03:53:24.512] [info] [api.cc:223] - _mux, executed 5 times, duration 0.004970204s, \
-send bytes 1536 recv bytes 1537, send actions 5, recv actions 6
-[2026-11-25 03:53:24.512] [info] [api.cc:220] MPC profiling: total time 0.09387038999999998
-[2026-11-25 03:53:24.512] [info] [api.cc:223] - msb_a2b, executed 6 times, duration \
-0.046163394s, send bytes 5824 recv bytes 5824, send actions 42, recv actions 42
-[2026-11-25 03:53:24.512] [info] [api.cc:233] Link details: total send bytes 25416, recv bytes \
-25417, send actions 97, recv actions 98
-"""
-
-
-class TestNativeLog:
-    def test_what_an_execution_reports(self):
-        profile = load("native_log").parse(LOG)
-        totals = {key: value for key, value in profile.items() if key != "operations"}
-        assert totals == {
-            "sent_bytes": 25416,
-            "received_bytes": 25417,
-            "messages": 97,
-            "received_messages": 98,
-        }
-        names = {level: [r["name"] for r in rows] for level, rows in profile["operations"].items()}
-        assert names == {"HLO": ["pphlo.reduce", "pphlo.free"], "HAL": ["_mux"], "MPC": ["msb_a2b"]}
-        assert profile["operations"]["HLO"][0] == {
-            "name": "pphlo.reduce",
-            "count": 2,
-            "seconds": 0.038677748,
-            "sent_bytes": 6336,
-            "received_bytes": 6300,
-            "messages": 32,
-            "received_messages": 31,
-        }
-        assert profile["operations"]["HLO"][1]["seconds"] == 2.071e-05
-
-    @pytest.mark.parametrize("text", ["", LOG + LOG])
-    def test_anything_but_one_execution_is_an_error(self, text):
-        with pytest.raises(ValueError, match="expected one 'Link details' line"):
-            load("native_log").parse(text)
-
-
-@contextlib.asynccontextmanager
-async def proxied(bandwidth_mbit: float, round_trip_ms: float):
-    """Two parties that echo what they get; yields the ports under which each sees the other."""
-
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    servers = [await asyncio.start_server(echo, "127.0.0.1", 0) for _ in range(2)]
-    ports = [server.sockets[0].getsockname()[1] for server in servers]
-    async with load("proxy").between(ports, bandwidth_mbit, round_trip_ms) as seen:
-        assert [seen[0][0], seen[1][1]] == ports
-        yield seen[0][1], seen[1][0]
-        if handlers := asyncio.all_tasks() - {asyncio.current_task()}:
-            await asyncio.wait(handlers, timeout=5)  # the end of a connection is delayed, too
-    for server in servers:
-        server.close()
-    await asyncio.sleep(0.05)
-
-
-async def exchange(port: int, sent: bytes) -> float:
-    """Sends bytes, checks that just these come back, and returns how long that took."""
-    clock = time.monotonic()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-
-    async def send() -> None:
-        writer.write(sent)
-        await writer.drain()
-        writer.write_eof()
-
-    _, received = await asyncio.gather(send(), reader.read(-1))
-    writer.close()
-    await writer.wait_closed()
-    assert received == sent
-    return time.monotonic() - clock
-
-
-class TestProxy:
-    def test_every_round_trip_takes_the_delay(self):
-        async def ping() -> float:
-            async with proxied(1000, 60) as (port, _):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                clock = time.monotonic()
-                for i in range(5):
-                    writer.write(bytes([i]))
-                    assert await reader.readexactly(1) == bytes([i])
-                writer.close()
-                await writer.wait_closed()
-                return time.monotonic() - clock
-
-        assert asyncio.run(ping()) >= 5 * 0.06
-
-    def test_the_delay_holds_up_no_stream(self):
-        async def stream() -> float:
-            async with proxied(8000, 200) as (port, _):
-                return await exchange(port, GENERATOR.bytes(8_000_000))
-
-        # 8 ms of bandwidth and 200 ms of delay; 123 chunks of 64 KiB one after another: 25 s.
-        assert 0.2 <= asyncio.run(stream()) < 5
-
-    def test_connections_share_the_bandwidth_of_a_direction(self):
-        async def streams() -> float:
-            async with proxied(16, 2) as (port, back):
-                clock = time.monotonic()
-                half = GENERATOR.bytes(500_000)
-                await asyncio.gather(exchange(port, half), exchange(back, half))
-                return time.monotonic() - clock
-
-        # Each direction carries one's bytes and the other's echo: 1 MB at 2 MB/s.
-        assert asyncio.run(streams()) >= 0.5
-
-    def test_who_does_not_read_stops_who_sends(self):
-        async def flood() -> int:
-            sent = 0
-            with socket.create_server(("127.0.0.1", 0)) as silent:  # connects and never reads
-                port = silent.getsockname()[1]
-                async with load("proxy").between([port, port], 80_000, 1) as seen:
-                    _, writer = await asyncio.open_connection("127.0.0.1", seen[0][1])
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        while sent < 256 << 20:
-                            writer.write(bytes(1 << 20))
-                            sent += 1 << 20
-                            await asyncio.wait_for(writer.drain(), 2)
-                    writer.transport.abort()
-            await asyncio.sleep(0.2)  # the proxy notices that both ends are gone
-            return sent
-
-        # What the proxy may hold, and the kernel's buffers on the way.
-        assert asyncio.run(flood()) < 64 << 20
-
-    def test_nobody_listens_yet(self):
-        async def early() -> None:
-            port = int(free_addresses(1)[0].rpartition(":")[2])
-            async with load("proxy").between([port, port], 100, 1) as seen:
-                reader, writer = await asyncio.open_connection("127.0.0.1", seen[0][1])
-                assert await reader.read() == b""
-                writer.close()
-                await writer.wait_closed()
-
-        asyncio.run(asyncio.wait_for(early(), 10))

@@ -53,15 +53,29 @@ class Input:
         return (value[..., None] == np.arange(self.classes)).astype(np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is to be computed, and in which arithmetic."""
+
+    kind: Literal["model", "part"]
+    """"model" if the results are next-token logits."""
+    name: str
+    """For people."""
+    function: Callable
+    """Of a dict of weights and then of the inputs."""
+    weights: Mapping[str, np.ndarray]
+    """The server's arrays."""
+    inputs: Sequence[Input]
+    """The other arguments, each with as many cases."""
+    output: str
+    """Name of the result."""
+    fixed_point: FixedPoint
+    """The arithmetic whose ranges all numbers must keep to."""
+
+
 def write_artifact(
     directory: Path,
-    kind: Literal["model", "part"],
-    name: str,
-    program: Callable,
-    weights: Mapping[str, np.ndarray],
-    inputs: Sequence[Input],
-    output: str,
-    fixed_point: FixedPoint,
+    program: Program,
     about: Mapping[str, Any],
     files: Mapping[str, str] | None = None,
 ) -> np.ndarray:
@@ -69,13 +83,7 @@ def write_artifact(
 
     Args:
       directory: Made; must not exist.
-      kind: "model" if the results are next-token logits.
-      name: For people.
-      program: A function of a dict of weights and then of the inputs.
-      weights: The server's arrays.
-      inputs: The other arguments.
-      output: Name of the result.
-      fixed_point: The arithmetic to check all ranges for.
+      program: What to write.
       about: More entries of meta.json.
       files: More files, text by name.
 
@@ -85,49 +93,61 @@ def write_artifact(
     """
     if directory.exists():
         raise FileExistsError(f"{directory} exists")
-    cases = [[x.value(i) for x in inputs] for i in range(len(inputs[0].cases))]
-    ranges = measure(program, [(weights, *values) for values in cases])
-    check(ranges, fixed_point)
-    names = sorted(weights)
-
-    def positional(*args):
-        return program(dict(zip(names, args, strict=False)), *args[len(names) :])
-
-    # Every argument stays a parameter, used or not.
-    compiled = jax.jit(positional, keep_unused=True)
-    arrays = [weights[n] for n in names]
-    text = compiled.lower(*arrays, *cases[0]).as_text()
-    for operation in _FORBIDDEN:
-        if operation in text:
-            raise NotImplementedError(f"{name}: the program has {operation}, which cannot run")
-    expected = np.stack([np.asarray(compiled(*arrays, *values)) for values in cases])
-    owners = [(n, "server", weights[n].shape, "array") for n in names]
-    owners += [(x.name, x.owner, x.shape, "one_hot" if x.classes else "array") for x in inputs]
-    meta = {
-        "format": FORMAT,
-        "kind": kind,
-        "name": name,
-        "egattn": egattn.__version__,
-        "fixed_point": dataclasses.asdict(fixed_point),
-        "arguments": [
-            dict(zip(("name", "owner", "shape", "encoding"), row, strict=True)) for row in owners
-        ],
-        "output": {"name": output, "shape": expected.shape[1:]},
-        "cases": len(cases),
-        **about,
-        "ranges": [dataclasses.asdict(r) for r in ranges],
+    p = program
+    cases = [[x.value(i) for x in p.inputs] for i in range(len(p.inputs[0].cases))]
+    ranges = measure(p.function, [(p.weights, *values) for values in cases])
+    check(ranges, p.fixed_point)
+    text, expected = _lower(p, cases)
+    arrays = {
+        "weights": p.weights,
+        "inputs": {x.name: x.cases for x in p.inputs},
+        "expected": {p.output: expected},
     }
     with staged_directory(directory) as staging:
         for file, content in {"model.mlir": text, **(files or {})}.items():
             (staging / file).write_text(content, encoding="utf-8")
-        arrays = {
-            "weights": weights,
-            "inputs": {x.name: x.cases for x in inputs},
-            "expected": {output: expected},
-        }
         for file, content in arrays.items():
             np.savez(staging / f"{file}.npz", **content)  # pyright: ignore[reportArgumentType]
         written = [path for path in sorted(staging.iterdir()) if not path.name.startswith(".")]
-        meta["files"] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in written}
+        meta = {
+            **_describe(p, expected.shape),
+            **about,
+            "ranges": [dataclasses.asdict(r) for r in ranges],
+            "files": {x.name: hashlib.sha256(x.read_bytes()).hexdigest() for x in written},
+        }
         (staging / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     return expected
+
+
+def _lower(p: Program, cases: Sequence[Sequence[np.ndarray]]) -> tuple[str, np.ndarray]:
+    """StableHLO text, and the results of all cases in plain float32."""
+    names = sorted(p.weights)
+
+    def positional(*args):
+        return p.function(dict(zip(names, args, strict=False)), *args[len(names) :])
+
+    # Every argument stays a parameter, used or not.
+    compiled = jax.jit(positional, keep_unused=True)
+    weights = [p.weights[name] for name in names]
+    text = compiled.lower(*weights, *cases[0]).as_text()
+    for operation in _FORBIDDEN:
+        if operation in text:
+            raise NotImplementedError(f"{p.name}: the program has {operation}, which cannot run")
+    return text, np.stack([np.asarray(compiled(*weights, *values)) for values in cases])
+
+
+def _describe(p: Program, results: tuple[int, ...]) -> dict[str, Any]:
+    """What the one who runs the program has to know."""
+    arguments = [(name, "server", p.weights[name].shape, "array") for name in sorted(p.weights)]
+    arguments += [(x.name, x.owner, x.shape, "one_hot" if x.classes else "array") for x in p.inputs]
+    keys = ("name", "owner", "shape", "encoding")
+    return {
+        "format": FORMAT,
+        "kind": p.kind,
+        "name": p.name,
+        "egattn": egattn.__version__,
+        "fixed_point": dataclasses.asdict(p.fixed_point),
+        "arguments": [dict(zip(keys, row, strict=True)) for row in arguments],
+        "output": {"name": p.output, "shape": results[1:]},
+        "cases": results[0],
+    }

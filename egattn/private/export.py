@@ -10,14 +10,16 @@ import jax
 import numpy as np
 import tyro
 
-from egattn.data import evaluation_batches, load_manifest, load_tokenizer
-from egattn.model import Decoder, DecoderConfig
+from egattn.data import Manifest, evaluation_batches, load_manifest, load_tokenizer
+from egattn.data.manifest import TOKENIZER_NAME
+from egattn.model import Decoder
 from egattn.model.linear import SPECTRAL
-from egattn.private.artifact import Input, write_artifact
+from egattn.private.artifact import Input, Program, write_artifact
 from egattn.private.fold import fold
 from egattn.private.program import Gelu, program
 from egattn.private.ranges import FixedPoint
 from egattn.sharding import make_mesh
+from egattn.train.config import TrainConfig
 from egattn.train.evaluate import check_data, load_state, read_run
 
 
@@ -65,45 +67,51 @@ def export(config: ExportConfig) -> dict[str, Any]:
     length = config.length or model.context_length
     if not 1 <= length <= model.context_length:
         raise ValueError(f"length must lie within 1 to {model.context_length}, got {length}")
-    tokenizer = load_tokenizer(run.data / "tokenizer.json")
-    if config.prompts:
-        tokens, lengths = _encode(tokenizer, config.prompts, length, manifest.end_token_id)
-    else:
-        source = evaluation_batches(
-            run.data, manifest, batch_size=config.windows, context_length=length
-        )
-        tokens = next(source)[0][:, :-1]
-        lengths = [length] * len(tokens)
+    tokens, lengths, vocabulary = _prompts(config, run, manifest, length)
     state = load_state(run, make_mesh("replica=1", jax.devices()[:1]), config.step)
     variables = {"params": state.params, SPECTRAL: state.spectral}
-    weights = fold(model, variables, length, _scale(variables["params"], tokens))
     name = f"{config.run} step {int(state.step)}"
-    vocabulary = [tokenizer.decode([i], skip_special_tokens=False) for i in range(model.vocab_size)]
-    expected = write_artifact(
-        config.out,
+    artifact = Program(
         "model",
         name,
         program(model, config.gelu),
-        weights,
+        fold(model, variables, length, _scale(variables["params"], tokens)),
         [Input("tokens", "client", tokens, model.vocab_size)],
         "logits",
         config.fixed_point,
-        {
-            "lengths": lengths,
-            "preset": run.preset,
-            "gelu": config.gelu,
-            "config": dataclasses.asdict(run.model),
-        },
-        {"tokens.json": json.dumps(vocabulary)},
     )
-    logits = _decoder_logits(model, variables, tokens)
-    difference = float(np.abs(logits - expected).max())
+    about = {
+        "lengths": lengths,
+        "preset": run.preset,
+        "gelu": config.gelu,
+        "config": dataclasses.asdict(run.model),
+    }
+    files = {"tokens.json": json.dumps(vocabulary)}
+    expected = write_artifact(config.out, artifact, about, files)
+    output: Any = jax.jit(Decoder(model).apply)(variables, tokens)
     return {
         "name": name,
         "cases": len(tokens),
-        "difference": difference,
-        "largest": float(np.abs(logits).max()),
+        "difference": float(np.abs(output.logits - expected).max()),
+        "largest": float(np.abs(output.logits).max()),
     }
+
+
+def _prompts(
+    config: ExportConfig, run: TrainConfig, manifest: Manifest, length: int
+) -> tuple[np.ndarray, list[int], list[str]]:
+    """Tokens [cases, T], how many of each row are the prompt, and all tokens as text."""
+    tokenizer = load_tokenizer(run.data / TOKENIZER_NAME)
+    vocabulary = [
+        tokenizer.decode([i], skip_special_tokens=False) for i in range(manifest.vocab_size)
+    ]
+    if config.prompts:
+        return *_encode(tokenizer, config.prompts, length, manifest.end_token_id), vocabulary
+    source = evaluation_batches(
+        run.data, manifest, batch_size=config.windows, context_length=length
+    )
+    tokens = next(source)[0][:, :-1]
+    return tokens, [length] * len(tokens), vocabulary
 
 
 def _encode(
@@ -124,11 +132,6 @@ def _scale(params: dict[str, Any], tokens: np.ndarray) -> float:
     position = np.asarray(params["position_embedding"]["embedding"])[: tokens.shape[1]]
     size = float(np.sqrt(np.mean(np.square(embedding + position, dtype=np.float64))))
     return 2.0 ** round(math.log2(size)) if math.isfinite(size) and size > 0 else 1.0
-
-
-def _decoder_logits(model: DecoderConfig, variables: dict[str, Any], tokens: np.ndarray):
-    output: Any = jax.jit(Decoder(model).apply)(variables, tokens)
-    return np.asarray(output.logits)
 
 
 def describe(config: ExportConfig, values: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ import tyro
 
 from egattn.model import Decoder, DecoderConfig
 from egattn.private import program
-from egattn.private.artifact import Input, write_artifact
+from egattn.private.artifact import Input, Program, write_artifact
 from egattn.private.fold import fold
 from egattn.private.ranges import FixedPoint
 
@@ -131,8 +131,7 @@ def write_parts(config: PartsConfig) -> list[str]:
     for name in names:
         part = found[name]
         wanted = [n for n in weights if n in part.weights or (part.weights == ("*",) and _inner(n))]
-        write_artifact(
-            config.out / name,
+        artifact = Program(
             "part",
             f"{name}, {config.preset}",
             part.function,
@@ -140,8 +139,9 @@ def write_parts(config: PartsConfig) -> list[str]:
             [_random(rng, n, shape, one) for n, shape in part.inputs.items()],
             "result",
             config.fixed_point,
-            {"part": name, "gelu": config.gelu, "config": dataclasses.asdict(one)},
         )
+        about = {"part": name, "gelu": config.gelu, "config": dataclasses.asdict(one)}
+        write_artifact(config.out / name, artifact, about)
     return names
 
 

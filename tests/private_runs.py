@@ -1,0 +1,131 @@
+"""Runs of the program that executes exports under secure computation, and exports by hand."""
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PROGRAM = REPOSITORY / "experiments" / "private_inference"
+PYTHON = os.environ.get("EGATTN_PRIVATE_PYTHON", REPOSITORY / ".venv-private" / "bin" / "python")
+spu = pytest.mark.skipif(
+    not Path(PYTHON).exists(), reason=f"{PYTHON} does not exist; `make private-env` makes it"
+)
+
+POSITIONS, TOKENS, WIDTH = 8, 12, 6
+_GENERATOR = np.random.default_rng(0)
+WEIGHTS = {
+    "embedding": _GENERATOR.normal(size=(TOKENS, WIDTH)).astype(np.float32),
+    "scores": _GENERATOR.normal(size=(WIDTH, WIDTH)).astype(np.float32) * np.float32(0.4),
+    "head": _GENERATOR.normal(size=(WIDTH, TOKENS)).astype(np.float32),
+}
+IDS = _GENERATOR.integers(0, TOKENS, (2, POSITIONS)).astype(np.int32)
+LENGTHS = [8, 5]
+# A causal mask of -1e4 makes SPU's exponential return garbage of order 1e7.
+PART_INPUTS = np.where([[[False]], [[True]]], -1e4, _GENERATOR.normal(size=(2, 4, 6)))
+PART_INPUTS[1, :, :2] = 0.5
+
+
+def model(tokens, embedding, scores, head):
+    x = tokens @ embedding
+    return jax.nn.softmax(x @ scores @ x.T) @ x @ head
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def oracle(ids: np.ndarray) -> np.ndarray:
+    x = WEIGHTS["embedding"].astype(np.float64)[ids]
+    return softmax(x @ WEIGHTS["scores"] @ x.T) @ x @ WEIGHTS["head"]
+
+
+def expected_logits() -> np.ndarray:
+    return np.stack([oracle(ids) for ids in IDS]).astype(np.float32)
+
+
+def argument(name: str, owner: str, shape: tuple[int, ...], encoding: str = "array") -> dict:
+    return {"name": name, "owner": owner, "shape": list(shape), "encoding": encoding}
+
+
+def write_export(directory: Path, meta: dict, function: Any, **arrays: dict) -> Path:
+    directory.mkdir()
+    shapes = [jax.ShapeDtypeStruct(a["shape"], jnp.float32) for a in meta["arguments"]]
+    text = jax.jit(function, keep_unused=True).lower(*shapes).as_text()
+    (directory / "model.mlir").write_text(text)
+    for name, content in arrays.items():
+        np.savez(directory / f"{name}.npz", **content)
+    (directory / "tokens.json").write_text(json.dumps([f"<{i}>" for i in range(TOKENS)]))
+    fixed_point = {"field_bits": 64, "fraction_bits": 18, "exp_iterations": 8}
+    common = {"format": 1, "egattn": "0.1.0", "cases": 2, "fixed_point": fixed_point, "files": {}}
+    (directory / "meta.json").write_text(json.dumps(common | meta))
+    seal(directory)
+    return directory
+
+
+def seal(directory: Path, **changes: Any) -> None:
+    """Writes into meta.json the changes and what the files' digests are now."""
+    path = directory / "meta.json"
+    others = [other for other in directory.iterdir() if other != path]
+    files = {other.name: hashlib.sha256(other.read_bytes()).hexdigest() for other in others}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files} | changes))
+
+
+def change(directory: Path, file: str, **arrays: np.ndarray) -> None:
+    """Replaces arrays of a file as if they had been exported so."""
+    with np.load(directory / file) as old:
+        np.savez(directory / file, **{**old, **arrays})
+    seal(directory)
+
+
+def start(*words: Any, python: Any = PYTHON) -> subprocess.Popen:
+    return subprocess.Popen(
+        [str(python), str(PROGRAM / "run.py"), *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+def run(*words: Any) -> str:
+    """A run that must go well, without a word on standard error."""
+    status, output, errors = finish(start(*words))
+    assert (status, errors) == (0, ""), errors
+    return output
+
+
+def refused(*words: Any, status: int = 2) -> str:
+    """A run that must end with one line on standard error and nothing else."""
+    return one_line(start(*words), status)
+
+
+def one_line(process: subprocess.Popen, status: int) -> str:
+    ended, output, errors = finish(process)
+    assert (ended, output) == (status, ""), errors
+    lines = errors.splitlines()
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("run.py: "), errors
+    return lines[0].removeprefix("run.py: ")
+
+
+def free_addresses(count: int) -> list[str]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
