@@ -11,7 +11,7 @@ import pytest
 
 from egattn.model import PRESETS, Decoder, DecoderConfig
 from egattn.private.fold import fold
-from egattn.private.program import forward, gelu_polynomial, gelu_tanh, softmax
+from egattn.private.program import forward, gelu_polynomial, gelu_tanh, product, softmax
 
 SMALL: dict[str, Any] = {
     "vocab_size": 60,
@@ -70,6 +70,17 @@ def test_the_program_computes_the_decoder_s_logits(name, rng):
     expected: Any = jax.jit(Decoder(config).apply)(variables, tokens[None])
     error = np.abs(np.asarray(logits) - np.asarray(expected.logits[0])).max()
     assert error <= 2e-5 * np.abs(expected.logits).max()
+
+
+def test_large_matrices_are_multiplied_in_pieces(monkeypatch, rng):
+    x = rng.normal(size=(3, 10)).astype(np.float32)
+    wide, tall = rng.normal(size=(10, 25)), rng.normal(size=(25, 10))
+    monkeypatch.setattr("egattn.private.program._PIECE", 10)
+    for left, right, pieces in ((x, wide, 3), (rng.normal(size=(3, 25)), tall, 3), (x, x.T, 1)):
+        result = product(jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32))
+        np.testing.assert_allclose(result, left.astype(np.float64) @ right, atol=1e-5)
+        text = str(jax.make_jaxpr(product)(jnp.asarray(left), jnp.asarray(right)))
+        assert text.count("dot_general") == pieces
 
 
 def test_gelu_forms_against_their_definitions():

@@ -23,6 +23,9 @@ Gelu = Literal["tanh", "polynomial"]
 _GELU = (0.00116778, -0.03579107, 0.53837701, -0.18264345, 0.02082485)
 _GELU_END = 3.25
 
+# Most rows and columns of a matrix that is multiplied as a whole.
+_PIECE = 16384
+
 _scoped = jax.named_scope
 
 
@@ -60,7 +63,7 @@ def embed(
     weights: Mapping[str, Array], tokens: Float[Array, "length vocab"]
 ) -> Float[Array, "length width"]:
     """Token and position embedding."""
-    return tokens @ weights["embedding"] + weights["position"]
+    return product(tokens, weights["embedding"]) + weights["position"]
 
 
 def block(
@@ -159,9 +162,25 @@ def linear(
 ) -> Float[Array, "length outputs"]:
     """Product with a matrix, and a bias if there is one."""
     with _scoped(name):
-        y = x @ weights[f"{name}.kernel"]
+        y = product(x, weights[f"{name}.kernel"])
         bias = weights.get(f"{name}.bias")
         return y if bias is None else y + bias
+
+
+def product(
+    x: Float[Array, "length inputs"], kernel: Float[Array, "inputs outputs"]
+) -> Float[Array, "length outputs"]:
+    """`x @ kernel`, in pieces if the kernel is as large as a vocabulary.
+
+    The server encodes a whole matrix at once, each entry many times: 50,257 × 768 took more than
+    24 GB. Pieces cost their inputs, or their outputs, again: 2 and 3 MB for 128 positions.
+    """
+    starts = range(0, max(kernel.shape), _PIECE)
+    if kernel.shape[0] > _PIECE:
+        return sum(x[:, i : i + _PIECE] @ kernel[i : i + _PIECE] for i in starts)
+    if kernel.shape[1] > _PIECE:
+        return jnp.concatenate([x @ kernel[:, i : i + _PIECE] for i in starts], axis=1)
+    return x @ kernel
 
 
 @_scoped("activation")
