@@ -75,7 +75,7 @@ def test_the_program_computes_the_decoder_s_logits(name, rng):
 def test_large_matrices_are_multiplied_in_pieces(monkeypatch, rng):
     x = rng.normal(size=(3, 10)).astype(np.float32)
     wide, tall = rng.normal(size=(10, 25)), rng.normal(size=(25, 10))
-    monkeypatch.setattr("egattn.private.program._PIECE", 10)
+    monkeypatch.setattr("egattn.private.program.PIECE", 10)
     for left, right, pieces in ((x, wide, 3), (rng.normal(size=(3, 25)), tall, 3), (x, x.T, 1)):
         result = product(jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32))
         np.testing.assert_allclose(result, left.astype(np.float64) @ right, atol=1e-5)

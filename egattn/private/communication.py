@@ -8,12 +8,13 @@ import dataclasses
 import functools
 import importlib.resources
 import json
+import math
 from typing import Any
 
 import numpy as np
 
 from egattn.model import DecoderConfig
-from egattn.private.program import Gelu
+from egattn.private.program import PIECE, Gelu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def communication(config: DecoderConfig, gelu: Gelu = "tanh") -> Communication:
         ]
     return Communication(
         tuple(found),
-        _traffic("embedding", "embedding", 1, length, c.vocab_size, c.embed_dim),
+        _traffic("embedding", "linear", 1, length, c.vocab_size, c.embed_dim),
         _traffic("head", "linear", 1, length, c.embed_dim, c.vocab_size),
         _rates("setup")[0],
     )
@@ -109,7 +110,9 @@ def _features(sizes: tuple[int, ...]) -> np.ndarray:
     if len(sizes) < 3:
         return np.array(sizes or (1,), float)
     *rows, inputs, outputs = sizes
-    return np.prod(rows, dtype=float) * np.array((inputs, outputs))
+    # In pieces, the inputs go in once per piece of the outputs, and the other way round.
+    ends = (inputs * math.ceil(outputs / PIECE), outputs * math.ceil(inputs / PIECE))
+    return np.prod(rows, dtype=float) * np.array(ends)
 
 
 @functools.cache

@@ -23,8 +23,8 @@ Gelu = Literal["tanh", "polynomial"]
 _GELU = (0.00116778, -0.03579107, 0.53837701, -0.18264345, 0.02082485)
 _GELU_END = 3.25
 
-# Most rows and columns of a matrix that is multiplied as a whole.
-_PIECE = 16384
+PIECE = 8192
+"""Most rows and columns of a matrix that is multiplied as a whole."""
 
 _scoped = jax.named_scope
 
@@ -175,11 +175,12 @@ def product(
     The server encodes a whole matrix at once, each entry many times: 50,257 × 768 took more than
     24 GB. Pieces cost their inputs, or their outputs, again: 2 and 3 MB for 128 positions.
     """
-    starts = range(0, max(kernel.shape), _PIECE)
-    if kernel.shape[0] > _PIECE:
-        return sum(x[:, i : i + _PIECE] @ kernel[i : i + _PIECE] for i in starts)
-    if kernel.shape[1] > _PIECE:
-        return jnp.concatenate([x @ kernel[:, i : i + _PIECE] for i in starts], axis=1)
+    starts = range(0, max(kernel.shape), PIECE)
+    if kernel.shape[0] > PIECE:
+        parts = (x[:, i : i + PIECE] @ kernel[i : i + PIECE] for i in starts)
+        return functools.reduce(jnp.add, parts)
+    if kernel.shape[1] > PIECE:
+        return jnp.concatenate([x @ kernel[:, i : i + PIECE] for i in starts], axis=1)
     return x @ kernel
 
 

@@ -93,8 +93,8 @@ def warm(results: dict[str, Any], name: str) -> int:
     return total(runs[0]) - setup(results, matrices=not name.endswith("activation"))
 
 
-# Operation, result, and the numbers it depends on: rows, inputs and outputs of a product of a
-# shared and a server's matrix; count, rows, inputs and outputs of products of shared matrices;
+# Operation, result, and the numbers it depends on: rows, inputs and outputs of a product with a
+# server's matrix; count, rows, inputs and outputs of products of shared matrices;
 # else the number of entries. GPT-2 small: 128 positions, 12 heads of 64, vocabulary 50,257.
 _ROWS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("linear", "sm_ln_g-qkv", (128, 768, 2304)),
@@ -103,8 +103,8 @@ _ROWS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("linear", "sm_ln_g-down", (128, 3072, 768)),
     ("linear", "sm_ln_g-head", (128, 768, 50257)),
     ("linear", "sm_ln_g_4096-head", (128, 768, 4096)),
-    ("embedding", "sm_ln_g-embedding", (128, 50257, 768)),
-    ("embedding", "sm_ln_g_4096-embedding", (128, 4096, 768)),
+    ("linear", "sm_ln_g-embedding", (128, 50257, 768)),
+    ("linear", "sm_ln_g_4096-embedding", (128, 4096, 768)),
     ("shared_product", "sm_ln_g-scores", (12, 128, 64, 128)),
     ("shared_product", "sm_ln_g-values", (12, 128, 128, 64)),
     ("softmax", "sm_ln_g-softmax", (12 * 128 * 128,)),
