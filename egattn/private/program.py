@@ -23,7 +23,7 @@ Gelu = Literal["tanh", "polynomial"]
 _GELU = (0.00116778, -0.03579107, 0.53837701, -0.18264345, 0.02082485)
 _GELU_END = 3.25
 
-PIECE = 8192
+PIECE = 4096
 """Most rows and columns of a matrix that is multiplied as a whole."""
 
 _scoped = jax.named_scope
@@ -172,8 +172,8 @@ def product(
 ) -> Float[Array, "length outputs"]:
     """`x @ kernel`, in pieces if the kernel is as large as a vocabulary.
 
-    The server encodes a whole matrix at once, each entry many times: 50,257 × 768 took more than
-    24 GB. Pieces cost their inputs, or their outputs, again: 2 and 3 MB for 128 positions.
+    A whole matrix is encoded at once, each entry many times: with 768 × 8192 both parties together
+    took 20 GB. Pieces cost their inputs, or their outputs, again: 2 and 3 MB for 128 positions.
     """
     starts = range(0, max(kernel.shape), PIECE)
     if kernel.shape[0] > PIECE:
