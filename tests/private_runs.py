@@ -129,3 +129,9 @@ def free_addresses(count: int) -> list[str]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+
+
+def executed(out: Path, *words: Any) -> dict[str, Any]:
+    """The result of a run that must go well."""
+    run(*words, "--out", out)
+    return json.loads(out.read_text())
