@@ -25,16 +25,16 @@ check: $(DEV)/.installed
 benchmark: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.step_time $(ARGS)
 
-# A token of the demo's decoder, computed by two parties that see neither weights nor prompt in clear.
-private: exports/demo/meta.json $(PRIVATE)/.installed
-	$(PRIVATE)/bin/python experiments/private_inference/run.py exports/demo
+# A token of the demo's decoder, computed by two processes: one has the prompt, the other the weights.
+private: exports/demo/program.json $(PRIVATE)/.installed
+	$(PRIVATE)/bin/python experiments/private_inference/run.py exports/demo --processes
 
 private-env: $(PRIVATE)/.installed
 
-report/demo/index.html: | $(VENV)/.installed
+runs/demo/ereg_sm_t_scfuffn/config.json: | $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.demo
 
-exports/demo/meta.json: report/demo/index.html
+exports/demo/program.json: runs/demo/ereg_sm_t_scfuffn/config.json $(wildcard egattn/private/*.py)
 	rm -rf exports/demo
 	$(VENV)/bin/egattn private export runs/demo/ereg_sm_t_scfuffn exports/demo --length 64
 

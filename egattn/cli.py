@@ -101,8 +101,13 @@ def private(args: Sequence[str]) -> None:
         "export": _private_export,
         "parts": _private_parts,
     }
-    if not args or args[0] not in programs:
-        raise ValueError(unknown("program of egattn private", "".join(args[:1]), programs))
+    if args and args[0] in ("-h", "--help"):
+        print("usage: egattn private export RUN DIR | egattn private parts DIR; each has --help")
+        return
+    if not args:
+        raise ValueError("expected export or parts")
+    if args[0] not in programs:
+        raise ValueError(unknown("program", args[0], programs))
     programs[args[0]](args[1:])
 
 

@@ -30,6 +30,7 @@ WEIGHTS = {
 }
 IDS = _GENERATOR.integers(0, TOKENS, (2, POSITIONS)).astype(np.int32)
 LENGTHS = [8, 5]
+FIXED_POINT = {"field_bits": 64, "fraction_bits": 18, "exp_iterations": 8}
 # A causal mask of -1e4 makes SPU's exponential return garbage of order 1e7.
 PART_INPUTS = np.where([[[False]], [[True]]], -1e4, _GENERATOR.normal(size=(2, 4, 6)))
 PART_INPUTS[1, :, :2] = 0.5
@@ -58,31 +59,69 @@ def argument(name: str, owner: str, shape: tuple[int, ...], encoding: str = "arr
     return {"name": name, "owner": owner, "shape": list(shape), "encoding": encoding}
 
 
-def write_export(directory: Path, meta: dict, function: Any, **arrays: dict) -> Path:
-    directory.mkdir()
-    shapes = [jax.ShapeDtypeStruct(a["shape"], jnp.float32) for a in meta["arguments"]]
+def write_export(directory: Path, about: dict, function: Any, **arrays: dict) -> Path:
+    """Writes an export.
+
+    Args:
+      directory: Made; must not exist.
+      about: Of program.json and client.json.
+      function: Of arrays.
+      arrays: The contents of weights, inputs and expected.
+    """
+    for role in ("client", "server"):
+        (directory / role).mkdir(parents=True)
+        (directory / role / f"{role}.json").write_text("{}")
+    shapes = [jax.ShapeDtypeStruct(a["shape"], jnp.float32) for a in about["arguments"]]
     text = jax.jit(function, keep_unused=True).lower(*shapes).as_text()
     (directory / "model.mlir").write_text(text)
     for name, content in arrays.items():
-        np.savez(directory / f"{name}.npz", **content)
-    (directory / "tokens.json").write_text(json.dumps([f"<{i}>" for i in range(TOKENS)]))
-    fixed_point = {"field_bits": 64, "fraction_bits": 18, "exp_iterations": 8}
-    common = {"format": 1, "egattn": "0.1.0", "cases": 2, "fixed_point": fixed_point, "files": {}}
-    (directory / "meta.json").write_text(json.dumps(common | meta))
-    seal(directory)
+        role = "server" if name == "weights" else "client"
+        np.savez(directory / role / f"{name}.npz", **content)
+    client: dict[str, Any] = {"cases": 2}
+    if about["kind"] == "model":
+        client["lengths"] = LENGTHS
+        tokens = json.dumps([f"<{i}>" for i in range(TOKENS)])
+        (directory / "client" / "tokens.json").write_text(tokens)
+    common = {"format": 1, "egattn": "0.1.0", "fixed_point": FIXED_POINT}
+    (directory / "program.json").write_text("{}")
+    seal(directory, program=common | about, client=client)
     return directory
 
 
-def seal(directory: Path, **changes: Any) -> None:
-    """Writes into meta.json the changes and what the files' digests are now."""
-    path = directory / "meta.json"
-    others = [other for other in directory.iterdir() if other != path]
-    files = {other.name: hashlib.sha256(other.read_bytes()).hexdigest() for other in others}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files} | changes))
+def write_model(directory: Path) -> Path:
+    tokens = argument("tokens", "client", (POSITIONS, TOKENS), "one_hot")
+    about = {
+        "kind": "model",
+        "name": "tiny",
+        "arguments": [tokens, *(argument(k, "server", v.shape) for k, v in WEIGHTS.items())],
+        "output": {"name": "logits", "shape": [POSITIONS, TOKENS]},
+    }
+    expected = expected_logits()
+    expected[1, LENGTHS[1] :] = np.nan  # padding is nobody's business
+    inputs, logits = {"tokens": IDS}, {"logits": expected}
+    return write_export(directory, about, model, weights=WEIGHTS, inputs=inputs, expected=logits)
+
+
+def seal(directory: Path, **changes: dict) -> None:
+    """Writes what the files' digests are now, and changes to `program`, `client` or `server`."""
+    model = {"model_sha256": sha256(directory / "model.mlir")}
+    _update(directory / "program.json", model | changes.get("program", {}))
+    for role in ("client", "server"):
+        path = directory / role / f"{role}.json"
+        files = {file.name: sha256(file) for file in path.parent.iterdir() if file != path}
+        _update(path, {"files": files} | changes.get(role, {}))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _update(path: Path, changes: dict) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def change(directory: Path, file: str, **arrays: np.ndarray) -> None:
-    """Replaces arrays of a file as if they had been exported so."""
+    """Replaces arrays of a file, such as client/inputs.npz, as if they had been exported so."""
     with np.load(directory / file) as old:
         np.savez(directory / file, **{**old, **arrays})
     seal(directory)

@@ -1,7 +1,9 @@
 """What private inference costs, against the paper's tables and the compiled network itself."""
 
+import importlib.util
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -149,6 +151,41 @@ def test_estimates_are_what_was_measured():
         assert found[name, (128 * 768,)] == pytest.approx(measured[name][0][1])
 
 
+RESULTS = Path(__file__).parents[1] / "experiments" / "private_inference" / "results"
+
+
+def measured_bytes(name: str, run: int) -> int:
+    result = json.loads((RESULTS / f"{name}.json").read_text())["runs"][run]
+    return result["sent_bytes"] + result["received_bytes"]
+
+
+@pytest.mark.parametrize("preset", ["sm_ln_g", "sm_ln_r", "sm_scfuffn", "ereg_sm_t_scfuffn"])
+def test_estimates_add_up_to_whole_layers(preset):
+    """The layers' own runs are not among the measurements that estimates are made from."""
+    estimate = communication(DecoderConfig.preset(preset, num_layers=1, final_norm="none"))
+    blocks = sum(t.count * t.bytes for t in estimate.blocks)
+    whole = measured_bytes(f"{preset}-layer", 0)
+    assert blocks + estimate.setup == pytest.approx(whole, rel=0.005)
+
+
+@pytest.mark.parametrize("preset", ["sm_ln_g", "ereg_sm_t_scfuffn"])
+def test_estimates_of_small_networks_are_too_low_by_a_sixth_at_most(preset):
+    size = {"vocab_size": 2048, "context_length": 64, "num_layers": 4, "num_heads": 4}
+    estimate = communication(DecoderConfig.preset(preset, **size, embed_dim=128))
+    whole = measured_bytes(f"demo/{preset}", 1)
+    assert 5 / 6 * whole < estimate.bytes + 0.005 * whole < whole
+
+
+def test_the_table_of_measurements_is_that_of_the_results():
+    path = RESULTS.parent / "measure.py"
+    spec = importlib.util.spec_from_file_location("measure", path)
+    assert spec is not None
+    assert spec.loader is not None
+    measure = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(measure)
+    assert measure.table(measure.load(RESULTS)) == calibration()
+
+
 @pytest.mark.parametrize("row", PAPER, ids=lambda row: f"{row.table} {row.net}")
 def test_estimates_count_the_operations_that_the_tables_list(row):
     estimate = communication(row.config)
@@ -206,6 +243,7 @@ def test_bad_input(capsys):
         ("cost --preset sm_ln_q", "did you mean 'sm_ln_"),
         ("cost --model.num-heads 7", "num_heads must divide embed_dim"),
         ("cost --papers", "--paper"),
+        ("cost --paper --gelu polynomial", "GELU in its tanh form"),
     ):
         with pytest.raises(SystemExit, match="2"):
             egattn(command)

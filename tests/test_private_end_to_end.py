@@ -17,8 +17,13 @@ from training import MODEL, egattn
 from egattn.data import load_tokenizer
 from egattn.model import Decoder
 from egattn.private import program
-from egattn.private.artifact import Input, Program, write_artifact
-from egattn.private.ranges import FixedPoint
+from egattn.private.artifact import (
+    Input,
+    Program,
+    check_ranges,
+    compile_program,
+    write_artifact,
+)
 from egattn.sharding import make_mesh
 from egattn.train.evaluate import load_state, read_run
 
@@ -75,7 +80,7 @@ def export(run: Path, out: Path, *words: str) -> Path:
 
 
 def array(directory: Path, file: str, name: str) -> np.ndarray:
-    with np.load(directory / f"{file}.npz") as arrays:
+    with np.load(directory / "client" / f"{file}.npz") as arrays:
         return arrays[name]
 
 
@@ -119,8 +124,8 @@ def check_result(result: dict[str, Any], run: Path, exported: Path, form_error: 
       exported: What was executed.
       form_error: By how much the decoder's logits may differ from the program's.
     """
-    meta = json.loads((exported / "meta.json").read_text())
-    length = meta["lengths"][result["case"]]
+    client = json.loads((exported / "client" / "client.json").read_text())
+    length = client["lengths"][result["case"]]
     logits = decoder_logits(run, array(exported, "inputs", "tokens")[result["case"], :length])
     checked = result["check"]
     largest = np.abs(logits).max()
@@ -236,9 +241,11 @@ def write_function(
     """An export of one function and one case, whose expected result is that of float64 NumPy."""
     values = np.asarray(values, np.float32)[None]
     inputs = [Input("x", "shared", values)]
-    part = Program("part", "part", lambda _, x: function(x), {}, inputs, "result", FixedPoint())
-    write_artifact(directory, part, {})
-    change(directory, "expected.npz", result=oracle(values.astype(np.float64)).astype(np.float32))
+    part = Program("part", "part", lambda _, x: function(x), {}, inputs, "result")
+    check_ranges(part)
+    write_artifact(directory, part, compile_program(part), {}, {})
+    expected = oracle(values.astype(np.float64)).astype(np.float32)
+    change(directory, "client/expected.npz", result=expected)
     return directory
 
 

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training import TRAIN, egattn
+from training import EREG, TRAIN, egattn
 
 from egattn.data import load_tokenizer
 from egattn.model import Decoder
+from egattn.private import export as export_module
 from egattn.private.ranges import FixedPoint, Range, check, measure
 from egattn.sharding import make_mesh
 from egattn.train.evaluate import load_state, read_run
@@ -42,37 +43,69 @@ def decoder_logits(run: Path, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(output.logits)
 
 
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
 def test_an_export_holds_the_decoder_s_results(finished, exported):
-    meta = json.loads((exported / "meta.json").read_text())
-    inputs, weights = (np.load(exported / f"{name}.npz") for name in ("inputs", "weights"))
-    expected = np.load(exported / "expected.npz")["logits"]
-    assert expected.shape == (3, 24, 512)
+    public = read(exported / "program.json")
+    weights = np.load(exported / "server" / "weights.npz")
+    inputs, expected = (
+        np.load(exported / "client" / f"{name}.npz") for name in ("inputs", "expected")
+    )
+    assert expected["logits"].shape == (3, 24, 512)
     assert inputs["tokens"].shape == (3, 24)
     assert inputs["tokens"].dtype == np.int32
     logits = decoder_logits(finished, inputs["tokens"])
-    np.testing.assert_allclose(expected, logits, atol=2e-5 * np.abs(logits).max())
-    names = [a["name"] for a in meta["arguments"]]
+    np.testing.assert_allclose(expected["logits"], logits, atol=2e-5 * np.abs(logits).max())
+    names = [a["name"] for a in public["arguments"]]
     assert names == [*sorted(weights), "tokens"]
-    assert {a["owner"] for a in meta["arguments"][:-1]} == {"server"}
-    assert meta["arguments"][-1] == {
+    assert {a["owner"] for a in public["arguments"][:-1]} == {"server"}
+    assert public["arguments"][-1] == {
         "name": "tokens",
         "owner": "client",
         "shape": [24, 512],
         "encoding": "one_hot",
     }
-    for argument in meta["arguments"][:-1]:
+    for argument in public["arguments"][:-1]:
         assert list(weights[argument["name"]].shape) == argument["shape"]
         assert weights[argument["name"]].dtype == np.float32
-    assert meta["lengths"] == [24, 24, 24]
-    assert set(meta["files"]) == {
+    client, server = (read(exported / x / f"{x}.json") for x in ("client", "server"))
+    assert (client["cases"], client["lengths"]) == (3, [24, 24, 24])
+    assert set(client["files"]) == {"inputs.npz", "expected.npz", "tokens.json"}
+    assert set(server["files"]) == {"weights.npz"}
+    for party, files in (("client", client["files"]), ("server", server["files"])):
+        for name, checksum in files.items():
+            assert digest(exported / party / name) == checksum
+    assert public["model_sha256"] == digest(exported / "model.mlir")
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_what_both_parties_see_depends_on_neither_s_data(finished, data, prompted, tmp_path):
+    """Other weights, from another seed, and other prompts: not one byte of it changes."""
+    run, out = tmp_path / finished.name, tmp_path / "out"
+    egattn(f"train {{0}} --data {{1}} {EREG} --seed 1", run, data)
+    egattn("private export {0} {1} --windows 2", run, out)
+    for name in ("program.json", "model.mlir"):
+        assert (out / name).read_bytes() == (prompted / name).read_bytes()
+    for name in ("server/weights.npz", "client/inputs.npz"):
+        assert (out / name).read_bytes() != (prompted / name).read_bytes()
+    assert {path.name for path in out.iterdir()} == {
+        "program.json",
         "model.mlir",
-        "weights.npz",
-        "inputs.npz",
-        "expected.npz",
-        "tokens.json",
+        "client",
+        "server",
     }
-    for name, checksum in meta["files"].items():
-        assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == checksum
+
+
+def test_what_the_server_gets_does_not_depend_on_prompts(finished, prompted, tmp_path):
+    out = tmp_path / "out"
+    egattn("private export {0} {1}", finished, out)
+    for name in ("server.json", "weights.npz"):
+        assert (out / "server" / name).read_bytes() == (prompted / "server" / name).read_bytes()
 
 
 def test_the_program_has_neither_look_ups_nor_weights(exported):
@@ -82,22 +115,21 @@ def test_the_program_has_neither_look_ups_nor_weights(exported):
     assert "loc(" not in text
     # Constants are numbers of the architecture.
     assert len(text) < 40_000
-    meta = json.loads((exported / "meta.json").read_text())
     parameters = text.split("->")[0].count("%arg")
-    assert parameters == len(meta["arguments"])
+    assert parameters == len(read(exported / "program.json")["arguments"])
 
 
 def test_prompts_are_filled_up_and_their_last_position_counts(finished, prompted):
-    meta = json.loads((prompted / "meta.json").read_text())
-    tokens = np.load(prompted / "inputs.npz")["tokens"]
+    client = read(prompted / "client" / "client.json")
+    tokens = np.load(prompted / "client" / "inputs.npz")["tokens"]
     tokenizer = load_tokenizer(read_run(finished).data / "tokenizer.json")
-    vocabulary = json.loads((prompted / "tokens.json").read_text())
-    for row, length, text in zip(tokens, meta["lengths"], ("def f(x):", "import "), strict=True):
+    vocabulary = read(prompted / "client" / "tokens.json")
+    for row, length, text in zip(tokens, client["lengths"], ("def f(x):", "import "), strict=True):
         assert tokenizer.decode(row[:length].tolist()) == text
         assert "".join(vocabulary[i] for i in row[:length]) == text
         alone = decoder_logits(finished, row[None, :length])[0, -1]
-        expected = np.load(prompted / "expected.npz")["logits"]
-        case = meta["lengths"].index(length)
+        expected = np.load(prompted / "client" / "expected.npz")["logits"]
+        case = client["lengths"].index(length)
         np.testing.assert_allclose(expected[case, length - 1], alone, atol=1e-4)
 
 
@@ -114,6 +146,32 @@ def test_ranges_are_those_of_the_numbers_on_the_way():
     # Of [-300, 100, 200] and of [300, -100, -200]: distances to the largest.
     assert found["", "exp"] == (0.0, 500.0)
     assert found["", "denominator"] == pytest.approx((1.0, 1.0))
+    assert found["arguments", "sum"] == (1.0, 3.0)
+
+
+def test_what_a_function_gives_counts_as_what_it_takes():
+    with pytest.raises(ValueError, match=r"sum: magnitudes 80 to 5.54e\+34"):
+        check(measure(lambda x: jnp.exp(-x), [[np.float32([-80.0])]]), FixedPoint())
+
+
+def test_loops_are_not_looked_into_and_so_refused():
+    def program(x):
+        return jax.lax.fori_loop(0, 3, lambda i, y: y * 1e4, x)
+
+    with pytest.raises(NotImplementedError, match="scan is not looked into"):
+        measure(program, [[np.ones(3, np.float32)]])
+
+
+def test_a_program_that_is_not_the_decoder_is_not_exported(finished, tmp_path, monkeypatch):
+    def fold(*arguments):
+        weights = egattn_fold(*arguments)
+        return {**weights, "position": weights["position"] * 1.01}
+
+    egattn_fold = export_module.fold
+    monkeypatch.setattr(export_module, "fold", fold)
+    with pytest.raises(RuntimeError, match="program and decoder differ"):
+        egattn("private export {0} {1} --windows 1", finished, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +217,7 @@ def test_a_network_whose_activations_overflow_is_not_exported(data, tmp_path, ca
 def test_bad_input(finished, exported, tmp_path, capsys):
     out = tmp_path / "out"
     for command, message in (
-        ("private", "unknown program of egattn private ''"),
+        ("private", "expected export or parts"),
         ("private exprt", "did you mean 'export'"),
         ("private export {0} {2}", "exists"),
         ("private export {1} {1}", "is not a run directory"),
@@ -167,8 +225,7 @@ def test_bad_input(finished, exported, tmp_path, capsys):
         ("private export {0} {1} --prompts " + "x_" * 200, "prompts of 1 to 32 tokens"),
         ("private export {0} {1} --step 7777", "no checkpoint 7777"),
         ("private export {0} {1} --gelu erf", "gelu"),
-        ("private export {0} {1} --fixed-point.fraction-bits 31", "fraction_bits must lie within"),
-        ("private export {0} {1} --fixed-point.exp-iterations 0", "exp_iterations must"),
+        ("private export {0} {1} --windows 0", "windows must be >= 1, got 0"),
         ("private parts {1} --only softmx", "expected parts in"),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -188,7 +245,10 @@ def test_parts_add_up_to_the_layer(tmp_path, capsys):
     assert names == shared | norms
 
     def load(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
-        files = (np.load(out / name / f"{file}.npz") for file in ("weights", "inputs", "expected"))
+        files = (
+            np.load(out / name / f"{file}.npz")
+            for file in ("server/weights", "client/inputs", "client/expected")
+        )
         weights, inputs, expected = files
         return dict(weights), dict(inputs), expected["result"][0]
 

@@ -73,14 +73,12 @@ def test_the_program_computes_the_decoder_s_logits(name, rng):
 
 
 def test_large_matrices_are_multiplied_in_pieces(monkeypatch, rng):
-    x = rng.normal(size=(3, 10)).astype(np.float32)
-    wide, tall = rng.normal(size=(10, 25)), rng.normal(size=(25, 10))
     monkeypatch.setattr("egattn.private.program.PIECE", 10)
-    for left, right, pieces in ((x, wide, 3), (rng.normal(size=(3, 25)), tall, 3), (x, x.T, 1)):
-        result = product(jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32))
-        np.testing.assert_allclose(result, left.astype(np.float64) @ right, atol=1e-5)
-        text = str(jax.make_jaxpr(product)(jnp.asarray(left), jnp.asarray(right)))
-        assert text.count("dot_general") == pieces
+    for inputs, outputs, pieces in ((10, 25, 3), (25, 10, 3), (25, 21, 9), (10, 3, 1)):
+        x, kernel = rng.normal(size=(3, inputs)), rng.normal(size=(inputs, outputs))
+        arrays = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+        np.testing.assert_allclose(product(*arrays), x @ kernel, atol=1e-5)
+        assert str(jax.make_jaxpr(product)(*arrays)).count("dot_general") == pieces
 
 
 def test_gelu_forms_against_their_definitions():

@@ -15,20 +15,19 @@ import jax
 import numpy as np
 import pytest
 from private_runs import (
+    FIXED_POINT,
     IDS,
     LENGTHS,
     PART_INPUTS,
     POSITIONS,
     PROGRAM,
     PYTHON,
-    TOKENS,
     WEIGHTS,
     argument,
     change,
     expected_logits,
     finish,
     free_addresses,
-    model,
     one_line,
     oracle,
     refused,
@@ -38,6 +37,7 @@ from private_runs import (
     spu,
     start,
     write_export,
+    write_model,
 )
 
 SLOW = ["--bandwidth-mbit", "1000", "--round-trip-ms", "60"]  # for a warm run of about 3 s
@@ -45,29 +45,12 @@ SLOW = ["--bandwidth-mbit", "1000", "--round-trip-ms", "60"]  # for a warm run o
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    tokens = argument("tokens", "client", (POSITIONS, TOKENS), "one_hot")
-    meta = {
-        "kind": "model",
-        "name": "tiny",
-        "arguments": [tokens, *(argument(k, "server", v.shape) for k, v in WEIGHTS.items())],
-        "output": {"name": "logits", "shape": [POSITIONS, TOKENS]},
-        "lengths": LENGTHS,
-    }
-    expected = expected_logits()
-    expected[1, LENGTHS[1] :] = np.nan  # padding is nobody's business
-    return write_export(
-        tmp_path_factory.mktemp("exports") / "tiny",
-        meta,
-        model,
-        weights=WEIGHTS,
-        inputs={"tokens": IDS},
-        expected={"logits": expected},
-    )
+    return write_model(tmp_path_factory.mktemp("exports") / "tiny")
 
 
 @pytest.fixture(scope="module")
 def part(tmp_path_factory) -> Path:
-    meta = {
+    about = {
         "kind": "part",
         "name": "softmax",
         "arguments": [argument("x", "shared", PART_INPUTS.shape[1:])],
@@ -75,7 +58,7 @@ def part(tmp_path_factory) -> Path:
     }
     return write_export(
         tmp_path_factory.mktemp("exports") / "part",
-        meta,
+        about,
         jax.nn.softmax,
         inputs={"x": PART_INPUTS.astype(np.float32)},
         expected={"y": softmax(PART_INPUTS).astype(np.float32)},
@@ -170,15 +153,41 @@ class TestRuns:
         assert not result["settings"]["cheetah"]["enable_mul_lsb_error"]
         assert [each["run"] for each in result["runs"]] == ["cold", "warm"]
         warm = result["runs"][1]
+        self.check_commit(result["commit"])
         for level, rows in warm["operations"].items():
             # Each level tells the whole story in its own words.
             assert sum(row["sent_bytes"] for row in rows) == warm["sent_bytes"] > 0, level
         assert {row["name"] for row in warm["operations"]["HLO"]} >= {"pphlo.dot", "pphlo.reduce"}
 
+    def check_commit(self, commit: str | None):
+        words = ["git", "-C", str(PROGRAM), "rev-parse", "HEAD"]
+        head = subprocess.run(words, capture_output=True, text=True).stdout.strip()
+        assert bool(head) == bool(commit)
+        assert head.startswith((commit or "").removesuffix("-dirty"))
+
     def test_a_part_in_one_process(self, part):
         output = run(part, "--protocol", "SEMI2K")
         assert "softmax: SEMI2K" in output
         assert "argmax" not in output
+
+    def test_a_part_whose_output_is_zero(self, tmp_path):
+        """The largest expected value is no measure then."""
+        x = np.linspace(-3, 3, 24, dtype=np.float32).reshape(2, 3, 4)
+        about = {
+            "kind": "part",
+            "name": "zero",
+            "arguments": [argument("x", "shared", (3, 4))],
+            "output": {"name": "y", "shape": [3, 4]},
+        }
+        zero = {"y": np.zeros_like(x)}
+        exported = write_export(
+            tmp_path / "export", about, lambda x: x * 0.3 - 0.3 * x, inputs={"x": x}, expected=zero
+        )
+        output = run(exported, "--protocol", "SEMI2K", "--cold-only")
+        assert re.search(r"^max error [\d.e-]+ of 0 \(", output, re.M)
+        change(exported, "client/expected.npz", y=zero["y"] + 3e-5)
+        line = refused(exported, "--protocol", "SEMI2K", "--cold-only", status=1)
+        assert "bound 2e-05 (0.02 of 0.001; largest expected value 3e-05)" in line
 
     def test_a_part_with_shared_inputs_has_no_owner_to_be_a_process(self, part):
         assert "parts are measured in one process" in refused(part, "--processes")
@@ -186,31 +195,41 @@ class TestRuns:
 
 @spu
 class TestPrivacy:
-    def test_each_party_needs_its_own_files_only_and_may_be_late(self, copy, tmp_path):
-        server = shutil.copytree(copy, tmp_path / "server")
-        (copy / "weights.npz").unlink()
-        for name in ("inputs.npz", "expected.npz", "tokens.json"):
-            (server / name).unlink()
-        common = ["--protocol", "SEMI2K", "--addresses", ",".join(free_addresses(2))]
-        first = start(copy, *common, "--rank", "0")
-        time.sleep(5)
-        second = start(server, *common, "--rank", "1")
-        assert finish(second) == (0, "", "")
-        status, output, errors = finish(first)
+    @pytest.mark.parametrize("protocol", ["SEMI2K", "ABY3"])
+    def test_each_party_needs_its_own_files_only_and_may_be_late(self, copy, tmp_path, protocol):
+        roles = ["client", "server", "helper"][: 3 if protocol == "ABY3" else 2]
+        addresses = ",".join(free_addresses(len(roles)))
+        parties = []
+        for rank, role in enumerate(roles):
+            own = shutil.copytree(copy, tmp_path / role)
+            for other in {"client", "server"} - {role}:
+                shutil.rmtree(own / other)
+            words = ["--protocol", protocol, "--rank", rank, "--addresses", addresses]
+            parties.append(start(own, *words, "--cold-only"))
+            time.sleep(5 if rank == 0 else 0)
+        assert all(finish(party) == (0, "", "") for party in parties[1:])
+        status, output, errors = finish(parties[0])
         assert (status, errors) == (0, "")
         assert f"argmax agreement {POSITIONS}/{POSITIONS}" in output
+
+    @pytest.mark.parametrize(("rank", "role"), [(0, "client"), (1, "server")])
+    def test_nobody_runs_without_its_own_files(self, copy, rank, role):
+        words = ["--rank", rank, "--addresses", ",".join(free_addresses(2))]
+        shutil.rmtree(copy / role)
+        line = refused(copy, *words)
+        assert line == f"{copy} lacks the {role}'s files: no {role}/{role}.json"
 
     def test_a_share_of_who_lacks_the_value_does_not_depend_on_it(self):
         script = f"""if True:
             import sys; sys.path.insert(0, {str(PROGRAM)!r})
             import numpy as np, secure
-            from export import Argument, Export
+            from export import Argument, Program
             def shares(protocol, owner, value):
                 arguments = (Argument("x", owner, (50,), "array"),)
-                export = Export(None, "part", "", 64, 18, 8, arguments, "", (), 1, None, {{}})
-                config = secure.runtime_config(export, protocol, False)
+                program = Program(None, "part", "", 64, 18, 8, arguments, "", (), "")
+                config = secure.runtime_config(program, protocol, False)
                 io = secure.spu.Io(3 if protocol == "ABY3" else 2, config)
-                return secure.make_shares(io, export, {{"x": value}})["x"]
+                return secure.make_shares(io, program, {{"x": value}})["x"]
             for protocol in ("CHEETAH", "SEMI2K", "ABY3"):
                 for rank, owner in enumerate(("client", "server")):
                     zeros = shares(protocol, owner, np.zeros(50, np.float32))
@@ -229,7 +248,7 @@ class TestWrongOutputs:
     def test_by_more_than_the_bound(self, copy, tmp_path):
         expected = expected_logits()
         expected[0, 3, 4] += 0.05 * np.abs(expected[0]).max()
-        change(copy, "expected.npz", logits=expected)
+        change(copy, "client/expected.npz", logits=expected)
         out = tmp_path / "result.json"
         line = refused(copy, "--protocol", "SEMI2K", "--out", out, status=1)
         assert re.match(r"costs are withheld because the outputs disagree: max error 0\.1", line)
@@ -239,10 +258,30 @@ class TestWrongOutputs:
     def test_by_argmax(self, copy):
         expected = expected_logits()
         expected[0, 3] = -expected[0, 3]
-        change(copy, "expected.npz", logits=expected)
+        change(copy, "client/expected.npz", logits=expected)
         line = refused(copy, "--protocol", "SEMI2K", "--max-error", "9", status=1)
         assert "the outputs disagree" in line
         assert "argmax agreement 7/8, bound 0.96" in line
+
+    def test_by_nobody_knows_how_much(self, copy, part, tmp_path):
+        out = tmp_path / "result.json"
+        token = int(oracle(IDS[1])[LENGTHS[1] - 1].argmax())
+        (copy / "client" / "expected.npz").unlink()
+        seal(copy)
+        words = ["--protocol", "SEMI2K", "--cold-only", "--out", out]
+        output = run(copy, *words, "--case", "1", "--processes")
+        first, _, withheld, *rest = output.splitlines()
+        assert first == "tiny: SEMI2K, 2 parties, tcp link"
+        assert withheld.startswith("costs are withheld because there is nothing to compare")
+        assert rest == [f"next token: '<{token}>'"]
+        result = json.loads(out.read_text())
+        assert (result["check"], result["runs"]) == (None, [])
+        assert result["next_token"] == {"token": token, "text": f"<{token}>"}
+        part = shutil.copytree(part, tmp_path / "part")
+        (part / "client" / "expected.npz").unlink()
+        seal(part)
+        assert run(part, *words).splitlines()[2:] == [withheld]
+        assert json.loads(out.read_text())["next_token"] is None
 
     def test_by_an_exponential_out_of_range(self, part):
         line = refused(part, "--protocol", "SEMI2K", "--case", "1", status=1)
@@ -269,49 +308,23 @@ class TestBadInput:
         assert re.search(complaint, refused(exported, *words))
 
     def test_not_an_export(self, tmp_path):
-        assert "is not an export: it has no meta.json" in refused(tmp_path)
+        assert "is not an export: it has no program.json" in refused(tmp_path)
 
-    @pytest.mark.parametrize(
-        ("changes", "complaint"),
-        [
-            ({"format": 2}, "format 2, and this program reads format 1"),
-            ({"cases": "many"}, "meta.json: malformed"),
-            ({"lengths": [9, 5]}, r"lengths must be 2 numbers from 1 to 8, got \[9, 5\]"),
-            ({"files": {}}, "meta.json lists no weights.npz|meta.json lists no inputs.npz"),
-        ],
-    )
-    def test_meta(self, copy, changes, complaint):
-        seal(copy, **changes)
-        assert re.search(complaint, refused(copy))
-
-    @pytest.mark.parametrize(
-        "name", ["model.mlir", "weights.npz", "inputs.npz", "expected.npz", "tokens.json"]
-    )
-    def test_a_file_that_changed_or_is_gone(self, copy, name):
+    def test_a_file_that_changed(self, copy):
+        name = "client/inputs.npz"
         (copy / name).write_bytes((copy / name).read_bytes() + b"\n")
         assert f"{name}: changed since it was exported" in refused(copy)
-        (copy / name).unlink()
-        assert f"{name}: No such file" in refused(copy)
-
-    @pytest.mark.parametrize(
-        ("file", "arrays", "complaint"),
-        [
-            ("weights.npz", {"head": WEIGHTS["head"] * np.nan}, "head: contains .* not finite"),
-            ("weights.npz", {"head": WEIGHTS["head"][:3]}, r"head: expected shape \[6, 12\]"),
-            ("inputs.npz", {"tokens": IDS + TOKENS}, "tokens: expected tokens from 0 to 11"),
-            ("inputs.npz", {"tokens": IDS * 1.0}, "tokens: expected integers, got float64"),
-            ("expected.npz", {"logits": np.zeros((2, 8, 3))}, r"expected shape \[2, 8, 12\]"),
-        ],
-    )
-    def test_arrays(self, copy, file, arrays, complaint):
-        change(copy, file, **arrays)
-        assert re.search(complaint, refused(copy))
 
     def test_a_missing_array_in_a_party(self, copy):
-        np.savez(copy / "weights.npz", **{k: v for k, v in WEIGHTS.items() if k != "head"})
+        weights = {k: v for k, v in WEIGHTS.items() if k != "head"}
+        np.savez(copy / "server" / "weights.npz", **weights)
         seal(copy)
         line = refused(copy, "--processes")
         assert re.match(r"party 1 \(server\): .*weights.npz: no array 'head'", line)
+
+    def test_a_case_that_is_not_there_in_a_party(self, exported):
+        line = refused(exported, "--processes", "--case", "2")
+        assert re.match(r"party 0 \(client\): --case 2: .* has cases 0 to 1", line)
 
     def test_a_port_in_use(self, exported):
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -320,14 +333,19 @@ class TestBadInput:
             line = refused(exported, "--rank", "0", "--addresses", addresses)
         assert line == f"cannot listen on {address}: port in use"
 
-    def test_parties_of_different_programs(self, copy, tmp_path):
+    @pytest.mark.parametrize("key", ["settings", "arguments"])
+    def test_parties_of_different_programs(self, copy, tmp_path, key):
         other = shutil.copytree(copy, tmp_path / "other")
-        fixed_point = {"field_bits": 64, "fraction_bits": 16, "exp_iterations": 8}
-        seal(other, fixed_point=fixed_point)
+        about = json.loads((copy / "program.json").read_text())
+        changes = {
+            "settings": {"fixed_point": FIXED_POINT | {"fraction_bits": 16}},
+            "arguments": {"arguments": [*about["arguments"][1:], about["arguments"][0]]},
+        }
+        seal(other, program=changes[key])
         common = ["--protocol", "SEMI2K", "--addresses", ",".join(free_addresses(2))]
         parties = [start(copy, *common, "--rank", "0"), start(other, *common, "--rank", "1")]
         for party in parties:
-            assert "party 1 (server) and party 0 (client) differ in settings" in one_line(party, 1)
+            assert f"party 1 (server) and party 0 (client) differ in {key}" in one_line(party, 1)
 
 
 @spu

@@ -1,32 +1,54 @@
-"""The program that runs exports, where no SPU is needed: its complaint, log reader and network."""
+"""The program that runs exports, where no SPU is needed: all but execution."""
 
 import ast
 import asyncio
 import contextlib
-import importlib.util
+import importlib
+import json
+import os
 import re
+import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-from private_runs import PROGRAM, free_addresses, one_line, start
+from private_runs import (
+    FIXED_POINT,
+    IDS,
+    LENGTHS,
+    PROGRAM,
+    TOKENS,
+    WEIGHTS,
+    change,
+    expected_logits,
+    free_addresses,
+    one_line,
+    seal,
+    sha256,
+    start,
+    write_model,
+)
 
 GENERATOR = np.random.default_rng(0)
+CLIENT = ("inputs.npz", "expected.npz", "tokens.json")
 
 
 def load(name: str) -> ModuleType:
-    """A module of the program that needs nothing but Python."""
-    path = PROGRAM / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"private_runner_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """A module of the program that needs nothing but NumPy; its imports are its own."""
+    mine = {path.stem for path in PROGRAM.glob("*.py")}
+    sys.path.insert(0, str(PROGRAM))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(PROGRAM))
+        for each in mine & set(sys.modules):
+            del sys.modules[each]
 
 
 class TestWrongEnvironment:
@@ -103,6 +125,171 @@ class TestNativeLog:
     def test_anything_but_one_execution_is_an_error(self, text):
         with pytest.raises(ValueError, match="expected one 'Link details' line"):
             load("native_log").parse(text)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("exports") / "tiny")
+
+
+@pytest.fixture
+def copy(exported, tmp_path) -> Path:
+    return shutil.copytree(exported, tmp_path / "copy")
+
+
+def read(directory: Path) -> None:
+    """Reads all of an export."""
+    export = load("export")
+    program = export.read_program(directory)
+    client = export.read_client(program, 1)
+    client.values()
+    export.read_weights(program)
+    client.expected()
+    client.tokens()
+    program.text()
+
+
+def complaint_of(directory: Path) -> str:
+    # The class belongs to the copy of the program's modules that `read` has loaded.
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        read(directory)
+    assert type(caught.value).__name__ == "UsageError"
+    return str(caught.value)
+
+
+class TestExport:
+    def test_what_is_read(self, exported):
+        export = load("export")
+        program = export.read_program(exported)
+        client = export.read_client(program, 1)
+        values = client.values()
+        np.testing.assert_array_equal(values.pop("tokens"), np.eye(TOKENS)[IDS[1]])
+        assert values == {}
+        for name, array in export.read_weights(program).items():
+            np.testing.assert_array_equal(array, WEIGHTS[name])
+        np.testing.assert_array_equal(client.expected(), expected_logits()[1, : LENGTHS[1]])
+        assert client.tokens() == [f"<{i}>" for i in range(TOKENS)]
+        assert "stablehlo.dot_general" in program.text()
+
+    @pytest.mark.parametrize(
+        ("file", "changes", "complaint"),
+        [
+            ("program", {"format": 2}, "format 2, and this program reads format 1"),
+            ("program", {"output": {}}, "program.json: 'name' is missing"),
+            ("program", {"fixed_point": FIXED_POINT | {"field_bits": 32}}, "32, expected 64"),
+            ("client", {"cases": "many"}, "client.json: malformed"),
+            ("client", {"cases": 0}, "client.json: malformed .*at least 1, got 0"),
+            ("client", {"lengths": [9, 5]}, r"lengths must be 2 .* from 1 to 8, got \[9, 5\]"),
+            ("client", {"files": {}}, "client.json lists no inputs.npz"),
+            ("server", {"files": {}}, "server.json lists no weights.npz"),
+            ("server", {"files": 3}, "server.json: malformed"),
+        ],
+    )
+    def test_what_the_files_say(self, copy, file, changes, complaint):
+        seal(copy, **{file: changes})
+        assert re.search(complaint, complaint_of(copy))
+
+    @pytest.mark.parametrize(
+        "name", ["model.mlir", *(f"client/{x}" for x in CLIENT), "server/weights.npz"]
+    )
+    def test_a_file_that_changed_or_is_gone(self, copy, name):
+        (copy / name).write_bytes((copy / name).read_bytes() + b"\n")
+        assert f"{name}: changed since it was exported" in complaint_of(copy)
+        (copy / name).unlink()
+        assert f"{name}: No such file" in complaint_of(copy)
+
+    def test_an_expected_output_that_is_not_listed(self, copy):
+        files = {name: sha256(copy / "client" / name) for name in CLIENT if name != "expected.npz"}
+        seal(copy, client={"files": files})
+        assert "client.json lists no expected.npz" in complaint_of(copy)
+
+    @pytest.mark.parametrize(
+        ("file", "arrays", "complaint"),
+        [
+            ("server/weights", {"head": WEIGHTS["head"] * np.nan}, "head: contains .* not finite"),
+            ("server/weights", {"head": WEIGHTS["head"][:3]}, r"head: expected shape \[6, 12\]"),
+            ("client/inputs", {"tokens": IDS + TOKENS}, "tokens: expected tokens from 0 to 11"),
+            ("client/inputs", {"tokens": IDS * 1.0}, "tokens: expected integers, got float64"),
+            ("client/expected", {"logits": np.zeros((2, 8, 3))}, r"expected shape \[2, 8, 12\]"),
+        ],
+    )
+    def test_arrays(self, copy, file, arrays, complaint):
+        change(copy, f"{file}.npz", **arrays)
+        assert re.search(complaint, complaint_of(copy))
+
+
+class TestCheck:
+    """Expected outputs whose largest value is no measure of an error."""
+
+    @pytest.mark.parametrize("largest", [0, 1e-6, 1e-3])
+    def test_the_floor_of_the_bound(self, largest):
+        module = load("check")
+        expected = np.array([0, largest], np.float32)
+        bounds = {"argmax": False, "max_error": 0.02, "min_agreement": 1}
+        figures = module.check([expected + np.float32(1.9e-5)], expected, **bounds)
+        assert figures["largest_expected"] == np.float32(largest)
+        assert figures["relative_error"] == pytest.approx(0.019, rel=1e-3)
+        with pytest.raises(module.Failure, match=r"max error 2.1e-05, bound 2e-05 \(0.02 of "):
+            module.check([expected, expected + np.float32(2.1e-5)], expected, **bounds)
+
+
+class TestReport:
+    @pytest.mark.parametrize("umask", [0o022, 0o077])
+    def test_a_result_has_the_mode_of_a_new_file(self, tmp_path, umask):
+        before = os.umask(umask)
+        try:
+            load("report").write_json(tmp_path / "result.json", {"a": [1]})
+        finally:
+            os.umask(before)
+        assert json.loads((tmp_path / "result.json").read_text()) == {"a": [1]}
+        assert stat.S_IMODE((tmp_path / "result.json").stat().st_mode) == 0o666 & ~umask
+        assert os.listdir(tmp_path) == ["result.json"]
+
+    def test_an_error_leaves_nothing_behind(self, tmp_path):
+        (tmp_path / "result.json").mkdir()
+        report = load("report")
+        with pytest.raises(report.Failure, match=r"--out .*result.json: Is a directory"):
+            report.write_json(tmp_path / "result.json", {})
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            report.write_json(tmp_path / "other.json", {"a": float("nan")})
+        assert os.listdir(tmp_path) == ["result.json"]
+
+    def test_the_commit(self, tmp_path, monkeypatch):
+        program = tmp_path / "repository" / "program"
+        program.mkdir(parents=True)
+        for name in ("errors.py", "report.py"):
+            shutil.copy(PROGRAM / name, program)
+        monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+
+        def git(words: str) -> str:
+            command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words.split()]
+            return subprocess.run(
+                command, cwd=program.parent, capture_output=True, text=True, check=True
+            ).stdout.strip()
+
+        def commit() -> str | None:
+            script = "import json, report; print(json.dumps(report.commit()))"
+            command = [sys.executable, "-B", "-c", script]
+            environment = {**os.environ, "PYTHONPATH": str(program)}
+            return json.loads(subprocess.check_output(command, cwd=tmp_path, env=environment))
+
+        assert commit() is None
+        git("init --quiet")
+        git("add .")
+        git("commit --quiet --message=a")
+        head = git("rev-parse HEAD")
+        assert len(commit() or "") >= 4
+        assert head.startswith(commit() or "-")
+        (program / "results").mkdir()
+        (program / "results" / "a.json").touch()
+        (program.parent / "elsewhere").touch()
+        assert head.startswith(commit() or "-")
+        (program / "new.py").touch()
+        assert (commit() or "").endswith("-dirty")
+        assert head.startswith((commit() or "-").removesuffix("-dirty"))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert commit() is None
 
 
 @contextlib.asynccontextmanager

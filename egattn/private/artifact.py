@@ -1,7 +1,8 @@
 """A program for two parties as a directory: what `experiments/private_inference/run.py` runs.
 
-`model.mlir` is the program as StableHLO text, `weights.npz` what the server holds, `inputs.npz`
-what the client holds, `expected.npz` the results in plain float32, `meta.json` all the rest.
+Both parties get `program.json` and `model.mlir`, the program as StableHLO text, in which nothing
+depends on weights or prompts. `client/` is the client's: its inputs, and for comparison the results
+in plain float32. `server/` is the server's: its arrays, and what else is known about the network.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -60,7 +61,7 @@ class Program:
     kind: Literal["model", "part"]
     """"model" if the results are next-token logits."""
     name: str
-    """For people."""
+    """For people; both parties see it."""
     function: Callable
     """Of a dict of weights and then of the inputs."""
     weights: Mapping[str, np.ndarray]
@@ -69,85 +70,117 @@ class Program:
     """The other arguments, each with as many cases."""
     output: str
     """Name of the result."""
-    fixed_point: FixedPoint
-    """The arithmetic whose ranges all numbers must keep to."""
+
+    def arguments(self, cases: Sequence[Input] | None = None) -> list[list[np.ndarray]]:
+        """Values of the inputs, case by case; `cases` stand in for the program's own."""
+        inputs = cases or self.inputs
+        return [[x.value(i) for x in inputs] for i in range(len(inputs[0].cases))]
+
+
+class Compiled(NamedTuple):
+    """A program as text, and what it gives."""
+
+    text: str
+    """StableHLO."""
+    expected: np.ndarray
+    """Results of all cases in plain float32, [cases, ...]."""
+
+
+def compile_program(program: Program) -> Compiled:
+    """Compiles a program.
+
+    Raises:
+      NotImplementedError: If an operation of it would run badly or not at all.
+    """
+    names = sorted(program.weights)
+
+    def positional(*args):
+        return program.function(dict(zip(names, args, strict=False)), *args[len(names) :])
+
+    # Every argument stays a parameter, used or not.
+    compiled = jax.jit(positional, keep_unused=True)
+    weights, cases = [program.weights[name] for name in names], program.arguments()
+    text = compiled.lower(*weights, *cases[0]).as_text()
+    for operation in _FORBIDDEN:
+        if operation in text:
+            raise NotImplementedError(f"{program.name}: {operation} cannot run")
+    return Compiled(text, np.stack([np.asarray(compiled(*weights, *x)) for x in cases]))
+
+
+def check_ranges(program: Program, cases: Sequence[Input] | None = None) -> list[dict[str, Any]]:
+    """Returns the ranges of all numbers of a program, see `egattn.private.ranges`.
+
+    Raises:
+      ValueError: If one of them leaves the range of the fixed-point arithmetic.
+    """
+    arguments = [(program.weights, *values) for values in program.arguments(cases)]
+    ranges = measure(program.function, arguments)
+    check(ranges, FixedPoint())
+    return [dataclasses.asdict(r) for r in ranges]
 
 
 def write_artifact(
     directory: Path,
     program: Program,
-    about: Mapping[str, Any],
-    files: Mapping[str, str] | None = None,
-) -> np.ndarray:
-    """Writes a program, complete or not at all; returns the expected results [cases, ...].
+    compiled: Compiled,
+    server: Mapping[str, Any],
+    client: Mapping[str, Any],
+    tokens: Sequence[str] | None = None,
+) -> None:
+    """Writes a program, complete or not at all.
 
     Args:
       directory: Made; must not exist.
       program: What to write.
-      about: More entries of meta.json.
-      files: More files, text by name.
+      compiled: The same, compiled.
+      server: What else the server gets to know.
+      client: What else the client gets to know.
+      tokens: The vocabulary as text.
 
     Raises:
       FileExistsError: If the directory exists.
-      ValueError: If a number leaves the range of the fixed-point arithmetic in one of the cases.
     """
     if directory.exists():
         raise FileExistsError(f"{directory} exists")
-    p = program
-    cases = [[x.value(i) for x in p.inputs] for i in range(len(p.inputs[0].cases))]
-    ranges = measure(p.function, [(p.weights, *values) for values in cases])
-    check(ranges, p.fixed_point)
-    text, expected = _lower(p, cases)
-    arrays = {
-        "weights": p.weights,
-        "inputs": {x.name: x.cases for x in p.inputs},
-        "expected": {p.output: expected},
-    }
+    inputs = {x.name: x.cases for x in program.inputs}
     with staged_directory(directory) as staging:
-        for file, content in {"model.mlir": text, **(files or {})}.items():
-            (staging / file).write_text(content, encoding="utf-8")
-        for file, content in arrays.items():
-            np.savez(staging / f"{file}.npz", **content)  # pyright: ignore[reportArgumentType]
-        written = [path for path in sorted(staging.iterdir()) if not path.name.startswith(".")]
-        meta = {
-            **_describe(p, expected.shape),
-            **about,
-            "ranges": [dataclasses.asdict(r) for r in ranges],
-            "files": {x.name: hashlib.sha256(x.read_bytes()).hexdigest() for x in written},
-        }
-        (staging / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    return expected
+        (staging / "model.mlir").write_text(compiled.text, encoding="utf-8")
+        _write_json(staging / "program.json", _public(program, compiled))
+        _write_party(staging / "server", server, weights=program.weights)
+        if tokens is not None:
+            (staging / "client").mkdir()
+            _write_json(staging / "client" / "tokens.json", tokens)
+        client = {"cases": len(compiled.expected), **client}
+        expected = {program.output: compiled.expected}
+        _write_party(staging / "client", client, inputs=inputs, expected=expected)
 
 
-def _lower(p: Program, cases: Sequence[Sequence[np.ndarray]]) -> tuple[str, np.ndarray]:
-    """StableHLO text, and the results of all cases in plain float32."""
-    names = sorted(p.weights)
-
-    def positional(*args):
-        return p.function(dict(zip(names, args, strict=False)), *args[len(names) :])
-
-    # Every argument stays a parameter, used or not.
-    compiled = jax.jit(positional, keep_unused=True)
-    weights = [p.weights[name] for name in names]
-    text = compiled.lower(*weights, *cases[0]).as_text()
-    for operation in _FORBIDDEN:
-        if operation in text:
-            raise NotImplementedError(f"{p.name}: the program has {operation}, which cannot run")
-    return text, np.stack([np.asarray(compiled(*weights, *values)) for values in cases])
-
-
-def _describe(p: Program, results: tuple[int, ...]) -> dict[str, Any]:
-    """What the one who runs the program has to know."""
-    arguments = [(name, "server", p.weights[name].shape, "array") for name in sorted(p.weights)]
-    arguments += [(x.name, x.owner, x.shape, "one_hot" if x.classes else "array") for x in p.inputs]
+def _public(program: Program, compiled: Compiled) -> dict[str, Any]:
+    """What both parties have to know, and nothing that depends on weights or inputs."""
+    weights, inputs = program.weights, program.inputs
+    arguments = [(name, "server", weights[name].shape, "array") for name in sorted(weights)]
+    arguments += [(x.name, x.owner, x.shape, "one_hot" if x.classes else "array") for x in inputs]
     keys = ("name", "owner", "shape", "encoding")
     return {
         "format": FORMAT,
-        "kind": p.kind,
-        "name": p.name,
+        "kind": program.kind,
+        "name": program.name,
         "egattn": egattn.__version__,
-        "fixed_point": dataclasses.asdict(p.fixed_point),
+        "fixed_point": dataclasses.asdict(FixedPoint()),
         "arguments": [dict(zip(keys, row, strict=True)) for row in arguments],
-        "output": {"name": p.output, "shape": results[1:]},
-        "cases": results[0],
+        "output": {"name": program.output, "shape": compiled.expected.shape[1:]},
+        "model_sha256": hashlib.sha256(compiled.text.encode()).hexdigest(),
     }
+
+
+def _write_party(directory: Path, about: Mapping[str, Any], **arrays: Mapping[str, Any]) -> None:
+    """One party's arrays, and NAME.json with their checksums."""
+    directory.mkdir(exist_ok=True)
+    for name, content in arrays.items():
+        np.savez(directory / f"{name}.npz", **content)
+    files = {x.name: hashlib.sha256(x.read_bytes()).hexdigest() for x in directory.iterdir()}
+    _write_json(directory / f"{directory.name}.json", {**about, "files": files})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

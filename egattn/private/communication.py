@@ -62,6 +62,7 @@ def communication(config: DecoderConfig, gelu: Gelu = "tanh") -> Communication:
 
     Elementwise operations take so many bytes per entry, products so many per entry of what goes in
     and comes out; small sizes take more than that, for ciphertexts hold thousands of entries.
+    Products of two shared matrices are known from two shapes, with 128 positions and heads of 64.
     """
     c, length = config, config.context_length
     entries, layers = length * c.embed_dim, c.num_layers
@@ -102,24 +103,27 @@ def communication(config: DecoderConfig, gelu: Gelu = "tanh") -> Communication:
 
 
 def _traffic(part: str, operation: str, count: int, *sizes: int) -> Traffic:
-    return Traffic(part, count, sizes, float(_features(sizes) @ _rates(operation)))
+    bytes = float(_features(operation, sizes) @ _rates(operation))
+    return Traffic(part, count, sizes, bytes)
 
 
-def _features(sizes: tuple[int, ...]) -> np.ndarray:
+def _features(operation: str, sizes: tuple[int, ...]) -> np.ndarray:
     """What bytes are proportional to: entries in and out of a product, else all entries."""
-    if len(sizes) < 3:
+    if operation not in ("linear", "shared_product"):
         return np.array(sizes or (1,), float)
     *rows, inputs, outputs = sizes
-    # In pieces, the inputs go in once per piece of the outputs, and the other way round.
-    ends = (inputs * math.ceil(outputs / PIECE), outputs * math.ceil(inputs / PIECE))
-    return np.prod(rows, dtype=float) * np.array(ends)
+    ends = np.array((inputs, outputs), float)
+    if operation == "linear":
+        # In pieces, the inputs go in once per piece of the outputs, and the other way round.
+        ends *= math.ceil(outputs / PIECE), math.ceil(inputs / PIECE)
+    return np.prod(rows, dtype=float) * ends
 
 
 @functools.cache
 def _rates(operation: str) -> np.ndarray:
     """Bytes per unit of each feature, least squares over the measurements."""
     rows = [row for row in calibration()["rows"] if row["operation"] == operation]
-    features = np.stack([_features(tuple(row["sizes"])) for row in rows])
+    features = np.stack([_features(operation, tuple(row["sizes"])) for row in rows])
     # Relative errors count, or the vocabulary would decide everything.
     measured = np.array([row["bytes"] for row in rows], float)
     return np.linalg.lstsq(features / measured[:, None], np.ones(len(rows)), rcond=None)[0]

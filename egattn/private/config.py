@@ -23,6 +23,11 @@ class CostConfig:
     json: bool = False
     """Whether to print JSON instead of tables."""
 
+    def __post_init__(self):
+        """Checks the values."""
+        if self.paper and self.gelu != "tanh":
+            raise ValueError("the paper's networks are shown with GELU in its tanh form")
+
     @classmethod
     def preset_defaults(cls, preset: str) -> "CostConfig":
         """Returns the defaults of a preset."""

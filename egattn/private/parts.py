@@ -17,9 +17,14 @@ import tyro
 
 from egattn.model import Decoder, DecoderConfig
 from egattn.private import program
-from egattn.private.artifact import Input, Program, write_artifact
+from egattn.private.artifact import (
+    Input,
+    Program,
+    check_ranges,
+    compile_program,
+    write_artifact,
+)
 from egattn.private.fold import fold
-from egattn.private.ranges import FixedPoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +41,6 @@ class PartsConfig:
     """Names of the parts to write; default: all."""
     gelu: program.Gelu = "tanh"
     """Form of GELU, where the network has any."""
-    fixed_point: FixedPoint = dataclasses.field(default_factory=FixedPoint)
-    """Arithmetic of the private run."""
     seed: int = 0
     """Seed of weights and activations."""
 
@@ -55,18 +58,17 @@ class Part:
     """Of a dict of weights and of the inputs."""
     inputs: dict[str, tuple[int, ...]]
     """Shapes of the inputs, by name; those of "tokens" without the vocabulary."""
-    weights: tuple[str, ...] = ()
-    """Names of the weights, in the layer's."""
+    weights: tuple[str, ...] | None = ()
+    """Names of its weights; None: all of the layer's."""
 
 
 def parts(config: DecoderConfig, gelu: program.Gelu) -> dict[str, Part]:
     """Returns the operations of a decoder's first layer, and the whole layer at the end."""
     c, length, kind = config, config.context_length, config.layer_kinds[0]
     x, rows = {"x": (length, c.embed_dim)}, (c.num_heads, length)
-    qkv_bias = "qkv.bias"
     found = {
         "embedding": Part(program.embed, {"tokens": (length,)}, ("embedding", "position")),
-        "qkv": Part(functools.partial(program.linear, "qkv"), x, ("qkv.kernel", qkv_bias)),
+        "qkv": _linear("qkv", c.embed_dim, length),
         "scores": Part(
             lambda w, query, key: program.scores(query, key),
             {"query": (*rows, c.head_dim), "key": (*rows, c.head_dim)},
@@ -99,7 +101,7 @@ def parts(config: DecoderConfig, gelu: program.Gelu) -> dict[str, Part]:
             lambda w, h: program.activate(c, gelu, h), {"h": (length, c.ffn_dim)}
         )
         found["down"] = _linear("down", c.ffn_dim, length)
-    found["layer"] = Part(lambda w, x: program.block(c, gelu, w, x), x, ("*",))
+    found["layer"] = Part(lambda w, x: program.block(c, gelu, w, x), x, None)
     return found
 
 
@@ -125,30 +127,21 @@ def write_parts(config: PartsConfig) -> list[str]:
     variables: Any = jax.jit(Decoder(one).init)(jax.random.key(config.seed), tokens)
     # The initial activations' size; every gain and bias of a norm is 1 and 0.
     weights = fold(one, variables, c.context_length, scale=one.init_std)
-    weights |= program.part(weights, "layers.0.")
+    layer = program.sub_weights(weights, "layers.0.")
+    own = {**weights, **layer}
     rng = np.random.default_rng(config.seed)
     names = [name for name in found if name in (config.only or found)]
     for name in names:
         part = found[name]
-        wanted = [n for n in weights if n in part.weights or (part.weights == ("*",) and _inner(n))]
-        artifact = Program(
-            "part",
-            f"{name}, {config.preset}",
-            part.function,
-            {n: weights[n] for n in wanted},
-            [_random(rng, n, shape, one) for n, shape in part.inputs.items()],
-            "result",
-            config.fixed_point,
-        )
-        about = {"part": name, "gelu": config.gelu, "config": dataclasses.asdict(one)}
-        write_artifact(config.out / name, artifact, about)
+        wanted = layer
+        if part.weights is not None:
+            wanted = {n: own[n] for n in part.weights if n in own}
+        inputs = [_random(rng, n, shape, one) for n, shape in part.inputs.items()]
+        title = f"{name}, {config.preset}"
+        artifact = Program("part", title, part.function, wanted, inputs, "result")
+        about = {"config": dataclasses.asdict(one), "ranges": check_ranges(artifact)}
+        write_artifact(config.out / name, artifact, compile_program(artifact), about, {})
     return names
-
-
-def _inner(name: str) -> bool:
-    """Whether it is a weight of the layer, under its short name."""
-    outer = ("layers.", "embedding", "position", "head.", "final_norm.")
-    return not name.startswith(outer)
 
 
 def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...], c: DecoderConfig) -> Input:

@@ -46,16 +46,15 @@ def forward(
     x = embed(weights, tokens)
     for layer in range(config.num_layers):
         with _scoped(f"layers.{layer}"):
-            x = block(config, gelu, part(weights, f"layers.{layer}."), x)
+            x = block(config, gelu, sub_weights(weights, f"layers.{layer}."), x)
     if config.final_norm == "layer_norm":
         x = layer_norm(weights["final_norm.epsilon"], x)
     return linear("head", weights, x)
 
 
-def part(weights: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def sub_weights(weights: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The weights whose names begin with a prefix, without it."""
-    found = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-    return found
+    return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
 
 
 @_scoped("embedding")
@@ -175,13 +174,11 @@ def product(
     A whole matrix is encoded at once, each entry many times: with 768 × 8192 both parties together
     took 20 GB. Pieces cost their inputs, or their outputs, again: 2 and 3 MB for 128 positions.
     """
-    starts = range(0, max(kernel.shape), PIECE)
-    if kernel.shape[0] > PIECE:
-        parts = (x[:, i : i + PIECE] @ kernel[i : i + PIECE] for i in starts)
-        return functools.reduce(jnp.add, parts)
-    if kernel.shape[1] > PIECE:
-        return jnp.concatenate([x @ kernel[:, i : i + PIECE] for i in starts], axis=1)
-    return x @ kernel
+    rows, columns = (range(0, size, PIECE) for size in kernel.shape)
+    sums = (
+        [x[:, i : i + PIECE] @ kernel[i : i + PIECE, j : j + PIECE] for i in rows] for j in columns
+    )
+    return jnp.concatenate([functools.reduce(jnp.add, pieces) for pieces in sums], axis=1)
 
 
 @_scoped("activation")

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from errors import Failure
 
+# Expected outputs may be all zeros: no fraction of that is an error that fixed point could keep to.
+FLOOR = 1e-3
+
 
 def check(
     outputs: Sequence[np.ndarray],
@@ -27,7 +30,8 @@ def check(
         outputs: one array per run, as `expected` shaped.
         expected: what plaintext gave.
         argmax: whether the largest entry of the last axis must agree too.
-        max_error: largest allowed error, as a fraction of the largest expected magnitude.
+        max_error: largest allowed error, as a fraction of the largest expected magnitude, or of
+            FLOOR if that is larger.
         min_agreement: smallest allowed fraction of positions whose argmax agrees.
 
     Returns:
@@ -37,6 +41,7 @@ def check(
         Failure: if they miss a bound.
     """
     largest = float(np.abs(expected).max())
+    scale = max(largest, FLOOR)
     # NaN must win here, and it does: np.max propagates it.
     error = float(np.max([np.abs(np.float64(output) - expected).max() for output in outputs]))
     agreement = None
@@ -44,10 +49,11 @@ def check(
         wanted = expected.argmax(-1)
         agreement = [min(int((output.argmax(-1) == wanted).sum()) for output in outputs)]
         agreement.append(wanted.size)
-    close = error <= max_error * largest
+    close = error <= max_error * scale
     agrees = agreement is None or agreement[0] >= min_agreement * agreement[1]
     if not (close and agrees):
-        shown = f"max error {error:.3g}, bound {max_error * largest:.3g} ({max_error:g} of the "
+        shown = f"max error {error:.3g}, bound {max_error * scale:.3g} ({max_error:g} of "
+        shown += f"{scale:g}; " if scale > largest else "the "
         shown += f"largest expected value {largest:.3g})"
         if agreement is not None:
             shown += f"; argmax agreement {agreement[0]}/{agreement[1]}, bound {min_agreement:g}"
@@ -55,7 +61,7 @@ def check(
     return {
         "max_error": error,
         "largest_expected": largest,
-        "relative_error": error / largest if largest else 0.0,
+        "relative_error": error / scale,
         "agreement": agreement,
         "bounds": {"max_error": max_error, "min_agreement": min_agreement if argmax else None},
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from errors import UsageError
 
 FORMAT = 1
+FIELD_BITS = 64  # what egattn writes, and all that is tested
 OWNERS = {"client": 0, "server": 1, "shared": -1}  # the rank that knows the value; -1: nobody
 
 
@@ -28,8 +30,8 @@ class Argument:
 
 
 @dataclass(frozen=True)
-class Export:
-    """What meta.json says; `files` maps the other files' names to their SHA-256."""
+class Program:
+    """What program.json says, which every party reads."""
 
     directory: Path
     kind: str
@@ -40,14 +42,7 @@ class Export:
     arguments: tuple[Argument, ...]
     output_name: str
     output_shape: tuple[int, ...]
-    cases: int
-    lengths: tuple[int, ...] | None
-    files: dict[str, str]
-
-    def require_case(self, case: int) -> None:
-        """Raises UsageError unless the export has this case."""
-        if not 0 <= case < self.cases:
-            raise UsageError(f"--case {case}: {self.directory} has cases 0 to {self.cases - 1}")
+    model_sha256: str
 
     def require_owners(self) -> None:
         """Raises UsageError if some argument belongs to no party that could read it."""
@@ -56,150 +51,224 @@ class Export:
                 f"{self.directory} is a part with shared inputs: parts are measured in one process"
             )
 
+    def text(self) -> str:
+        """The program itself, StableHLO as text."""
+        path = self.directory / "model.mlir"
+        _verify(path, self.model_sha256)
+        return path.read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Files:
+    """One party's files: `index` is its JSON file, `digests` maps the others' names to SHA-256."""
+
+    index: Path
+    digests: dict[str, str]
+
     def path(self, name: str) -> Path:
-        """A file of the export, after comparing its SHA-256 with the one in meta.json.
+        """A file, after comparing its SHA-256 with the one in the index.
 
         Raises:
             UsageError: if the file is missing, not listed, or not the one that was exported.
         """
-        path = self.directory / name
-        if name not in self.files:
-            raise UsageError(f"{self.directory / 'meta.json'} lists no {name}")
-        digest = hashlib.sha256()
-        try:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}") from error
-        if digest.hexdigest() != self.files[name]:
-            raise UsageError(f"{path}: changed since it was exported (SHA-256 differs)")
+        if name not in self.digests:
+            raise UsageError(f"{self.index} lists no {name}")
+        path = self.index.with_name(name)
+        _verify(path, self.digests[name])
         return path
 
-    def program(self) -> str:
-        """The program, StableHLO as text."""
-        return self.path("model.mlir").read_text()
 
-    def values(self, owners: Iterable[str], case: int) -> dict[str, np.ndarray]:
-        """The float32 arguments that these owners have, one-hot where the program wants it.
+@dataclass(frozen=True)
+class Client:
+    """One case of the client's; `lengths` are the prompts' (models only)."""
 
-        Args:
-            owners: of "client", "server", "shared"; only their files are opened.
-            case: which of the client's inputs.
+    program: Program
+    files: Files
+    cases: int
+    lengths: tuple[int, ...] | None
+    case: int
+
+    def values(self) -> dict[str, np.ndarray]:
+        """The float32 arguments that are not the server's, one-hot where the program wants it.
 
         Raises:
             UsageError: if an array is missing, has another shape or type, or is not finite.
         """
-        values: dict[str, np.ndarray] = {}
-        for owner in owners:
-            mine = [argument for argument in self.arguments if argument.owner == owner]
-            if not mine:
-                continue
-            name = "weights.npz" if owner == "server" else "inputs.npz"
-            path = self.path(name)
-            stored = _arrays(path, [argument.name for argument in mine])
-            for argument in mine:
-                array, where = stored[argument.name], f"{path}: {argument.name}"
-                if owner != "server":
-                    array = self._select(array, case, _stored_shape(argument), where)
-                values[argument.name] = _decode(array, argument, where)
+        mine = [argument for argument in self.program.arguments if argument.owner != "server"]
+        if not mine:
+            return {}
+        path = self.files.path("inputs.npz")
+        stored = _arrays(path, [argument.name for argument in mine])
+        values = {}
+        for argument in mine:
+            where = f"{path}: {argument.name}"
+            array = self._select(stored[argument.name], _stored_shape(argument), where)
+            values[argument.name] = _decode(array, argument, where)
         return values
 
-    def expected(self, case: int) -> np.ndarray:
-        """The plaintext output of a case, without the padding behind the prompt."""
-        path = self.path("expected.npz")
-        where = f"{path}: {self.output_name}"
-        array = _arrays(path, [self.output_name])[self.output_name]
-        array = self._select(array, case, self.output_shape, where)
-        return _finite(self.unpadded(array, case), where)
+    def expected(self) -> np.ndarray | None:
+        """The plaintext output without the padding behind the prompt; None if nobody knows it."""
+        name, program = "expected.npz", self.program
+        if name not in self.files.digests and not self.files.index.with_name(name).exists():
+            return None
+        path = self.files.path(name)
+        where = f"{path}: {program.output_name}"
+        array = _arrays(path, [program.output_name])[program.output_name]
+        array = self._select(array, program.output_shape, where)
+        return _finite(self.unpadded(array), where)
 
-    def unpadded(self, output: np.ndarray, case: int) -> np.ndarray:
+    def unpadded(self, output: np.ndarray) -> np.ndarray:
         """An output without the positions behind the prompt, which mean nothing."""
-        return output if self.lengths is None else output[: self.lengths[case]]
+        return output if self.lengths is None else output[: self.lengths[self.case]]
 
     def tokens(self) -> list[str]:
         """The vocabulary's strings."""
-        path = self.path("tokens.json")
+        path, size = self.files.path("tokens.json"), self.program.output_shape[-1]
         tokens = _json(path)
-        if not isinstance(tokens, list) or len(tokens) != self.output_shape[-1]:
-            raise UsageError(f"{path}: expected a list of {self.output_shape[-1]} strings")
+        if not isinstance(tokens, list) or len(tokens) != size:
+            raise UsageError(f"{path}: expected a list of {size} strings")
         return tokens
 
-    def _select(
-        self, array: np.ndarray, case: int, shape: tuple[int, ...], where: str
-    ) -> np.ndarray:
+    def _select(self, array: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarray:
         _same_shape(array, (self.cases, *shape), where)
-        return array[case]
+        return array[self.case]
 
 
-def read_export(directory: Path) -> Export:
-    """Reads meta.json; the other files are opened when they are needed.
+def read_program(directory: Path) -> Program:
+    """Reads program.json, which says what all parties must know.
 
     Raises:
         UsageError: if this is not an export, or one of another format.
     """
-    path = directory / "meta.json"
+    path = directory / "program.json"
     if not path.is_file():
-        raise UsageError(f"{directory} is not an export: it has no meta.json")
-    meta = _json(path)
-    if not isinstance(meta, dict) or "format" not in meta:
-        raise UsageError(f"{path}: not the meta.json of an export")
-    if meta["format"] != FORMAT:
+        raise UsageError(f"{directory} is not an export: it has no program.json")
+    content = _json(path)
+    if not isinstance(content, dict) or "format" not in content:
+        raise UsageError(f"{path}: not the program.json of an export")
+    if content["format"] != FORMAT:
         raise UsageError(
-            f"{path}: format {meta['format']}, and this program reads format {FORMAT}; export again"
+            f"{path}: format {content['format']}, and this program reads format {FORMAT}; "
+            "export again"
         )
+    with _well_formed(path):
+        program = _program(directory, content)
+    _validate(program, path)
+    return program
+
+
+def read_client(program: Program, case: int) -> Client:
+    """Reads client.json; the client's other files are opened when they are needed.
+
+    Args:
+        program: what is to be run.
+        case: which of the client's inputs.
+
+    Raises:
+        UsageError: if the client's files are not there or malformed, or there is no such case.
+    """
+    files, content = _files(program, "client")
+    with _well_formed(files.index):
+        cases, lengths = int(content["cases"]), None
+        if cases < 1:
+            raise ValueError(f"cases: expected at least 1, got {cases}")
+        if program.kind == "model":
+            lengths = tuple(int(n) for n in content["lengths"])
+            window = program.output_shape[0]
+            if len(lengths) != cases or not all(0 < length <= window for length in lengths):
+                raise UsageError(
+                    f"{files.index}: lengths must be {cases} numbers from 1 to {window}, "
+                    f"got {list(lengths)}"
+                )
+    if not 0 <= case < cases:
+        raise UsageError(f"--case {case}: {program.directory} has cases 0 to {cases - 1}")
+    return Client(program, files, cases, lengths, case)
+
+
+def read_weights(program: Program) -> dict[str, np.ndarray]:
+    """The server's arguments, float32; opens the server's files if there are any.
+
+    Raises:
+        UsageError: as `Client.values`.
+    """
+    mine = [argument for argument in program.arguments if argument.owner == "server"]
+    if not mine:
+        return {}
+    path = _files(program, "server")[0].path("weights.npz")
+    stored = _arrays(path, [argument.name for argument in mine])
+    return {
+        argument.name: _decode(stored[argument.name], argument, f"{path}: {argument.name}")
+        for argument in mine
+    }
+
+
+def _files(program: Program, role: str) -> tuple[Files, dict[str, Any]]:
+    """A party's files, and what its JSON file says."""
+    index = program.directory / role / f"{role}.json"
+    if not index.is_file():
+        raise UsageError(f"{program.directory} lacks the {role}'s files: no {role}/{role}.json")
+    content = _json(index)
+    if not isinstance(content, dict):
+        raise UsageError(f"{index}: not the {role}.json of an export")
+    with _well_formed(index):
+        return Files(index, dict(content["files"])), content
+
+
+@contextlib.contextmanager
+def _well_formed(path: Path) -> Iterator[None]:
+    """Turns what reading a malformed JSON file raises into UsageError."""
     try:
-        export = _export(directory, meta)
+        yield
     except KeyError as error:
         raise UsageError(f"{path}: {error.args[0]!r} is missing") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path}: malformed ({error})") from error
-    _validate(export, path)
-    return export
 
 
-def _export(directory: Path, meta: dict[str, Any]) -> Export:
-    fixed_point, output = meta["fixed_point"], meta["output"]
-    return Export(
+def _program(directory: Path, content: dict[str, Any]) -> Program:
+    fixed_point, output = content["fixed_point"], content["output"]
+    return Program(
         directory=directory,
-        kind=meta["kind"],
-        name=str(meta["name"]),
+        kind=content["kind"],
+        name=str(content["name"]),
         field_bits=int(fixed_point["field_bits"]),
         fraction_bits=int(fixed_point["fraction_bits"]),
         exp_iterations=int(fixed_point["exp_iterations"]),
         arguments=tuple(
             Argument(item["name"], item["owner"], _shape(item["shape"]), item["encoding"])
-            for item in meta["arguments"]
+            for item in content["arguments"]
         ),
         output_name=output["name"],
         output_shape=_shape(output["shape"]),
-        cases=int(meta["cases"]),
-        lengths=tuple(int(n) for n in meta["lengths"]) if meta["kind"] == "model" else None,
-        files=dict(meta["files"]),
+        model_sha256=str(content["model_sha256"]),
     )
 
 
-def _validate(export: Export, path: Path) -> None:
-    if export.kind not in ("model", "part"):
-        raise UsageError(f"{path}: kind {export.kind!r}, expected 'model' or 'part'")
-    for argument in export.arguments:
+def _validate(program: Program, path: Path) -> None:
+    if program.kind not in ("model", "part"):
+        raise UsageError(f"{path}: kind {program.kind!r}, expected 'model' or 'part'")
+    for argument in program.arguments:
         if argument.owner not in OWNERS:
             raise UsageError(f"{path}: {argument.name} has unknown owner {argument.owner!r}")
         if argument.encoding not in ("array", "one_hot"):
             raise UsageError(f"{path}: {argument.name} has unknown encoding {argument.encoding!r}")
-    if export.field_bits not in (32, 64, 128):
-        raise UsageError(f"{path}: field_bits {export.field_bits}, expected 32, 64 or 128")
-    if export.lengths is not None:
-        if len(export.output_shape) != 2:
-            raise UsageError(f"{path}: a model's output must be [positions, tokens]")
-        window = export.output_shape[0]
-        if len(export.lengths) != export.cases or not all(
-            0 < length <= window for length in export.lengths
-        ):
-            raise UsageError(
-                f"{path}: lengths must be {export.cases} numbers from 1 to {window}, "
-                f"got {list(export.lengths)}"
-            )
+    if program.field_bits != FIELD_BITS:
+        raise UsageError(f"{path}: field_bits {program.field_bits}, expected {FIELD_BITS}")
+    if program.kind == "model" and len(program.output_shape) != 2:
+        raise UsageError(f"{path}: a model's output must be [positions, tokens]")
+
+
+def _verify(path: Path, sha256: str) -> None:
+    """Raises UsageError unless the file is there and has this SHA-256."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    if digest.hexdigest() != sha256:
+        raise UsageError(f"{path}: changed since it was exported (SHA-256 differs)")
 
 
 def _shape(values: Any) -> tuple[int, ...]:
@@ -212,7 +281,7 @@ def _stored_shape(argument: Argument) -> tuple[int, ...]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not readable as JSON ({error})") from error
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import proxy
 from errors import Failure, UsageError
-from export import read_export
+from export import read_program
 from options import Options
 
 RUN = Path(__file__).with_name("run.py")
@@ -40,9 +40,7 @@ def launch(options: Options) -> int:
     Raises:
         Failure: as soon as one party fails, or on SIGINT, SIGTERM and SIGHUP; all have ended then.
     """
-    export = read_export(options.export)
-    export.require_case(options.case)
-    export.require_owners()
+    read_program(options.export).require_owners()
     with tempfile.TemporaryDirectory(prefix="egattn-private-") as directory:
         asyncio.run(_launch(options, Path(directory)))
     return 0
@@ -147,7 +145,10 @@ def _command(options: Options, rank: int, ports: list[int], log: Path) -> list[s
     command = [sys.executable, str(RUN), str(options.export), "--protocol", options.protocol]
     command += ["--rank", str(rank)]
     command += ["--addresses", ",".join(f"127.0.0.1:{port}" for port in ports)]
-    for name in ("case", "timeout", "connect_timeout", "max_error", "min_agreement"):
+    names = ["timeout", "connect_timeout"]
+    if rank == 0:  # what it reads and how it judges the result is the client's business
+        names += ["case", "max_error", "min_agreement"]
+    for name in names:
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     if options.cold_only:
         command.append("--cold-only")

@@ -1,12 +1,14 @@
 """Measures the operations and layers of the paper's networks at GPT-2 small's width.
 
-    python experiments/private_inference/measure.py results --egattn .venv/bin/egattn \
-        --python .venv-private/bin/python
+    python experiments/private_inference/measure.py experiments/private_inference/results \
+        --egattn .venv/bin/egattn --python .venv-private/bin/python
+
+Hardware: any machine with 16 GB; about 2 hours on 2 cores. Expected: the bytes in `results/` within
+0.1 %, for they depend on shapes alone. Paper: Table 3, columns Comm. (its settings are not known).
 
 Every program is written by `egattn private parts` and executed by `run.py` under CHEETAH, one
 process each; results that are there already are kept, so that it can be stopped and started again.
-At the end it writes `communication.json`, which `egattn cost` estimates from, and prints tables.
-Hours on 2 cores; bytes depend on shapes alone and differ by 0.1 % between runs.
+At the end it writes the table that `egattn cost` estimates from, and prints all tables.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ LAYERS = {
     "ereg_sm_t_scfuffn": [*_ATTENTION, "sm_scfuffn-linear", "ereg_sm_t_scfuffn-temperature"],
 }
 _RUNNER = Path(__file__).with_name("run.py")
+_TABLE = Path(__file__).parents[2] / "egattn" / "private" / "communication.json"
 
 
 def main() -> None:
@@ -51,6 +54,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="directory of the results")
     parser.add_argument("--egattn", default="egattn", help="the command")
     parser.add_argument("--python", default=sys.executable, help="an interpreter with spu")
+    parser.add_argument("--table", type=Path, default=_TABLE, help="table of estimates")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for program, flags, names, cold in PROGRAMS:
@@ -59,10 +63,19 @@ def main() -> None:
             if not path.exists():
                 command = [options.egattn, "private", "parts", *flags.split(), "--only", name]
                 measure(command, name, options.python, cold, path)
-    results = {path.stem: json.loads(path.read_text()) for path in options.out.glob("*-*.json")}
-    table = {"provenance": provenance(results), "rows": rows(results)}
-    (options.out / "communication.json").write_text(json.dumps(table, indent=1) + "\n")
+    results = load(options.out)
+    options.table.write_text(json.dumps(table(results), indent=1) + "\n")
     show(results)
+
+
+def load(directory: Path) -> dict[str, Any]:
+    """Results by name."""
+    return {path.stem: json.loads(path.read_text()) for path in directory.glob("*-*.json")}
+
+
+def table(results: dict[str, Any]) -> dict[str, Any]:
+    """What `egattn cost` estimates from."""
+    return {"provenance": provenance(results), "rows": rows(results)}
 
 
 def measure(command: list[str], name: str, python: str, cold: bool, out: Path) -> None:
@@ -131,18 +144,17 @@ def provenance(results: dict[str, Any]) -> dict[str, Any]:
     """Where the numbers come from."""
     example = results["sm_ln_g-softmax"]
     runtime = example["settings"]["runtime"]
+    times = [result["time"] for result in results.values()]
     return {
         "command": "python experiments/private_inference/measure.py",
-        "commit": subprocess.run(
-            ["git", "describe", "--always"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
+        "commits": sorted({str(result["commit"]) for result in results.values()}),
         "protocol": example["protocol"],
         "versions": example["versions"],
         "settings": {
             name: runtime[name] for name in ("field", "fxp_fraction_bits", "fxp_exp_iters")
         },
         "machine": example["machine"],
-        "times": sorted(result["time"] for result in results.values())[:: len(results) - 1],
+        "times": [min(times), max(times)],
     }
 
 
@@ -151,7 +163,7 @@ def show(results: dict[str, Any]) -> None:
     print("\n| operation | MB | messages | CPU s | max error | of |\n|---|---|---|---|---|---|")
     for name, result in sorted(results.items()):
         run, check = result["runs"][-1], result["check"]
-        note = "" if len(result["runs"]) == 2 else " (first run)"
+        note = "" if len(result["runs"]) == 2 else " (first)"
         print(
             f"| {name}{note} | {total(run) / 1e6:.2f} | {run['messages']:,} | "
             f"{run['cpu_seconds']:.1f} | {check['max_error']:.1e} | "

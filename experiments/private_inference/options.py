@@ -122,7 +122,9 @@ def parse(arguments: list[str]) -> Options:
     if given.out is not None:
         if given.rank:
             raise UsageError("--out belongs to rank 0, which gets the result")
-        if given.out.is_dir() or not given.out.resolve().parent.is_dir():
+        if (given.out.exists() and not given.out.is_file()) or not (
+            given.out.resolve().parent.is_dir()
+        ):
             raise UsageError(f"--out {given.out}: not a file in an existing directory")
     return Options(
         export=given.export,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import report
 from check import check
 from errors import Failure, native_message
-from export import OWNERS, Export, read_export
+from export import Client, Program, read_client, read_program, read_weights
 from native_log import NativeLog, parse
 from options import Options
 
@@ -31,8 +32,8 @@ class Job:
     """What every party does alike."""
 
     options: Options
-    export: Export
-    program: str
+    program: Program
+    text: str
     log: NativeLog
 
     def party(self, rank: int) -> str:
@@ -46,19 +47,21 @@ def run_one(options: Options) -> int:
     assert rank is not None
     if options.supervised:
         threading.Thread(target=_end_with_launcher, daemon=True).start()
-    export = read_export(options.export)
-    export.require_case(options.case)
-    export.require_owners()
-    role = options.parties[rank]
-    values = export.values([role] if role in OWNERS else [], options.case)
-    result = Result.read(export, options) if rank == 0 else None
-    job = Job(options, export, export.program(), NativeLog(options.native_log))
+    program = read_program(options.export)
+    program.require_owners()
+    values, result = {}, None
+    if options.parties[rank] == "client":
+        client = read_client(program, options.case)
+        values, result = client.values(), Result.read(client, options)
+    elif options.parties[rank] == "server":
+        values = read_weights(program)
+    job = Job(options, program, program.text(), NativeLog(options.native_log))
 
     import secure
 
     secure.require_free(options.addresses[rank])
     link = _connect(job, rank)
-    shares = secure.make_shares(_io(job), export, values)
+    shares = secure.make_shares(_io(job), program, values)
     mine = {name: by_rank[rank] for name, by_rank in shares.items()}
     runs = _within(None, lambda: _party(job, rank, link, mine))
     if result:
@@ -68,15 +71,15 @@ def run_one(options: Options) -> int:
 
 def run_all(options: Options) -> int:
     """Runs every party as a thread of this process, over a link in memory."""
-    export = read_export(options.export)
-    export.require_case(options.case)
-    values = export.values(OWNERS, options.case)
-    result = Result.read(export, options)
-    job = Job(options, export, export.program(), NativeLog(options.native_log))
+    program = read_program(options.export)
+    client = read_client(program, options.case)
+    values = client.values() | read_weights(program)
+    result = Result.read(client, options)
+    job = Job(options, program, program.text(), NativeLog(options.native_log))
 
     import secure
 
-    shares = secure.make_shares(_io(job), export, values)
+    shares = secure.make_shares(_io(job), program, values)
     ended: queue.Queue[tuple[int, Any]] = queue.Queue()
 
     def party(rank: int) -> None:
@@ -103,44 +106,51 @@ def run_all(options: Options) -> int:
 class Result:
     """What rank 0 needs to judge and publish the runs; read before hours are spent on them."""
 
-    export: Export
+    client: Client
     options: Options
     expected: Any
     tokens: list[str] | None
+    commit: str | None
 
     @classmethod
-    def read(cls, export: Export, options: Options) -> Result:
-        """Reads what only the client may open."""
-        expected = export.expected(options.case)
-        return cls(export, options, expected, export.tokens() if export.kind == "model" else None)
+    def read(cls, client: Client, options: Options) -> Result:
+        """Reads what only the client may open, and which version of this program it starts."""
+        tokens = client.tokens() if client.program.kind == "model" else None
+        return cls(client, options, client.expected(), tokens, report.commit())
 
     def publish(self, runs: list[dict[str, Any]], link: str) -> None:
-        """Checks the outputs; only then prints and writes what the runs cost."""
+        """Checks the outputs; only then prints and writes what the runs cost.
+
+        Without an expected output, what was computed is published, and nothing about its cost.
+        """
         import secure
 
-        options, export = self.options, self.export
-        outputs = [export.unpadded(run.pop("output"), options.case) for run in runs]
-        figures = check(
-            outputs,
-            self.expected,
-            argmax=export.kind == "model",
-            max_error=options.max_error,
-            min_agreement=options.min_agreement,
-        )
+        options, program = self.options, self.client.program
+        outputs = [self.client.unpadded(run.pop("output")) for run in runs]
+        figures = None
+        if self.expected is not None:
+            figures = check(
+                outputs,
+                self.expected,
+                argmax=program.kind == "model",
+                max_error=options.max_error,
+                min_agreement=options.min_agreement,
+            )
         result = {
-            "name": export.name,
-            "kind": export.kind,
+            "name": program.name,
+            "kind": program.kind,
             "case": options.case,
             "protocol": options.protocol,
             "parties": len(options.parties),
             "link": link,
             "network": options.network,
-            "settings": secure.settings(_config(export, options.protocol)),
+            "settings": secure.settings(_config(program, options.protocol)),
             "versions": report.versions(secure.spu.__version__),
+            "commit": self.commit,
             "machine": report.machine(),
             "time": report.utc_now(),
             "check": figures,
-            "runs": runs,
+            "runs": runs if figures else [],
             "next_token": None,
         }
         if self.tokens is not None:
@@ -151,16 +161,16 @@ class Result:
             report.write_json(options.out, result)
 
 
-def _config(export: Export, protocol: str, profile: bool = False) -> Any:
+def _config(program: Program, protocol: str, profile: bool = False) -> Any:
     import secure
 
-    return secure.runtime_config(export, protocol, profile)
+    return secure.runtime_config(program, protocol, profile)
 
 
 def _io(job: Job) -> Any:
     import secure
 
-    config = _config(job.export, job.options.protocol)
+    config = _config(job.program, job.options.protocol)
     return secure.spu.Io(len(job.options.parties), config)
 
 
@@ -198,8 +208,8 @@ def _party(job: Job, rank: int, link: Any, shares: Mapping[str, Any]) -> list[di
 def _execute(job: Job, rank: int, link: Any, shares: Mapping[str, Any]) -> list[dict[str, Any]]:
     import secure
 
-    config = _config(job.export, job.options.protocol, profile=rank == 0)
-    executable = secure.compile_program(job.export, job.program)
+    config = _config(job.program, job.options.protocol, profile=rank == 0)
+    executable = secure.compile_program(job.program, job.text)
     names = ("cold",) if job.options.cold_only else ("cold", "warm")
     _agree(
         job,
@@ -207,6 +217,7 @@ def _execute(job: Job, rank: int, link: Any, shares: Mapping[str, Any]) -> list[
         spu=secure.spu.__version__,
         program=secure.fingerprint(executable),
         settings=secure.settings(config),
+        arguments=[dataclasses.astuple(argument) for argument in job.program.arguments],
         runs=len(names),
     )
     runtime = secure.spu.Runtime(link, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +15,9 @@ import numpy as np
 from errors import Failure
 
 TOP = 8
+WITHHELD = (
+    "costs are withheld because there is nothing to compare the output with: no client/expected.npz"
+)
 
 
 def machine() -> dict[str, Any]:
@@ -40,14 +44,36 @@ def utc_now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Writes the result whole or not at all."""
+def commit() -> str | None:
+    """The commit of this program, with "-dirty" if its files differ; None if nobody knows."""
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(result, file, indent=1, allow_nan=False)
-            file.write("\n")
-        os.chmod(file.name, 0o644)  # temporary files are private; a result is not
-        os.replace(file.name, path)
+        name = _git("rev-parse", "--short", "HEAD")
+        # Results that earlier runs left in this directory are no change of the program.
+        changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{name}-dirty" if changes else name
+
+
+def _git(*words: str) -> str:
+    # Without optional locks a run cannot get into the way of another git command.
+    return subprocess.run(
+        ["git", "--no-optional-locks", *words],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Writes the result whole or not at all, with the mode that any new file would have."""
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".egattn-private-") as directory:
+            file = Path(directory, "result.json")
+            file.write_text(text)
+            os.replace(file, path)
     except OSError as error:
         raise Failure(f"--out {path}: {error.strerror}") from error
 
@@ -64,14 +90,23 @@ def table(result: dict[str, Any]) -> str:
         f"{result['name']}: {result['protocol']}, {result['parties']} parties, "
         f"{result['link']} link{shaped}",
         "",
-        f"{'run':6}{'MB sent':>12}{'MB received':>13}{'messages':>10}{'seconds':>10}{'CPU s':>10}",
+        *(_costs(result["runs"]) + _check(result["check"]) if result["check"] else [WITHHELD]),
     ]
-    for run in result["runs"]:
+    if result["next_token"]:
+        lines.append(f"next token: {result['next_token']['text']!r}")
+    return "\n".join(lines)
+
+
+def _costs(runs: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"{'run':6}{'MB sent':>12}{'MB received':>13}{'messages':>10}{'seconds':>10}{'CPU s':>10}"
+    ]
+    for run in runs:
         lines.append(
             f"{run['run']:6}{run['sent_bytes'] / 1e6:12.3f}{run['received_bytes'] / 1e6:13.3f}"
             f"{run['messages']:10d}{run['seconds']:10.2f}{run['cpu_seconds']:10.2f}"
         )
-    return "\n".join(lines + _operations(result["runs"][-1]) + _check(result))
+    return lines + _operations(runs[-1])
 
 
 def _operations(run: dict[str, Any]) -> list[str]:
@@ -92,8 +127,7 @@ def _operations(run: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _check(result: dict[str, Any]) -> list[str]:
-    check = result["check"]
+def _check(check: dict[str, Any]) -> list[str]:
     lines = [
         "",
         f"max error {check['max_error']:.3g} of {check['largest_expected']:.3g} "
@@ -102,6 +136,4 @@ def _check(result: dict[str, Any]) -> list[str]:
     if check["agreement"]:
         agreeing, positions = check["agreement"]
         lines.append(f"argmax agreement {agreeing}/{positions}")
-    if result["next_token"]:
-        lines.append(f"next token: {result['next_token']['text']!r}")
     return lines

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import spu
 from errors import Failure, UsageError, native_message
-from export import OWNERS, Export
+from export import OWNERS, Program
 from spu import libspu
 
 Share = libspu.Share
@@ -21,22 +21,22 @@ SECRET = libspu.Visibility.VIS_SECRET
 OUTPUT = "output"
 
 
-def runtime_config(export: Export, protocol: str, profile: bool) -> libspu.RuntimeConfig:
+def runtime_config(program: Program, protocol: str, profile: bool) -> libspu.RuntimeConfig:
     """The settings of a run: the export's fixed point, ownership respected, else SPU's defaults.
 
     LSB errors in multiplications stay off: with them single values came out wrapped.
 
     Args:
-        export: says how numbers are represented.
+        program: says how numbers are represented.
         protocol: "CHEETAH", "SEMI2K" or "ABY3".
         profile: whether this party's log reports communication.
     """
     config = libspu.RuntimeConfig(
         protocol=getattr(libspu.ProtocolKind, protocol),
-        field=getattr(libspu.FieldType, f"FM{export.field_bits}"),
-        fxp_fraction_bits=export.fraction_bits,
+        field=getattr(libspu.FieldType, f"FM{program.field_bits}"),
+        fxp_fraction_bits=program.fraction_bits,
     )
-    config.fxp_exp_iters = export.exp_iterations
+    config.fxp_exp_iters = program.exp_iterations
     config.experimental_enable_colocated_optimization = True
     config.enable_hal_profile = config.enable_pphlo_profile = profile
     return config
@@ -75,20 +75,20 @@ def _readable(holder: Any) -> dict[str, Any]:
     return values
 
 
-def compile_program(export: Export, text: str) -> libspu.Executable:
+def compile_program(program: Program, text: str) -> libspu.Executable:
     """Compiles the program with every argument secret.
 
     Raises:
         Failure: if SPU does not accept it.
     """
     source = libspu.CompilationSource(
-        libspu.SourceIRType.STABLEHLO, text.encode(), [SECRET] * len(export.arguments)
+        libspu.SourceIRType.STABLEHLO, text.encode(), [SECRET] * len(program.arguments)
     )
     try:
         code = spu.compile(source, compiler_options())
     except RuntimeError as error:
         raise Failure(f"SPU cannot compile model.mlir: {native_message(error)}") from error
-    names = [argument.name for argument in export.arguments]
+    names = [argument.name for argument in program.arguments]
     return libspu.Executable(name="export", input_names=names, output_names=[OUTPUT], code=code)
 
 
@@ -98,7 +98,7 @@ def fingerprint(executable: libspu.Executable) -> str:
 
 
 def make_shares(
-    io: spu.Io, export: Export, values: Mapping[str, np.ndarray]
+    io: spu.Io, program: Program, values: Mapping[str, np.ndarray]
 ) -> dict[str, list[Share]]:
     """Shares of every argument, one per rank.
 
@@ -107,7 +107,7 @@ def make_shares(
 
     Args:
         io: of the run's settings.
-        export: names the arguments.
+        program: names the arguments.
         values: the arguments that are known here.
     """
     return {
@@ -116,7 +116,7 @@ def make_shares(
             SECRET,
             OWNERS[argument.owner],
         )
-        for argument in export.arguments
+        for argument in program.arguments
     }
 
 
