@@ -151,7 +151,7 @@ def test_ranges_are_those_of_the_numbers_on_the_way():
 
 def test_what_a_function_gives_counts_as_what_it_takes():
     with pytest.raises(ValueError, match=r"sum: magnitudes 80 to 5.54e\+34"):
-        check(measure(lambda x: jnp.exp(-x), [[np.float32([-80.0])]]), FixedPoint())
+        check(measure(lambda x: jnp.exp(-x), [[np.array([-80.0], np.float32)]]), FixedPoint())
 
 
 def test_loops_are_not_looked_into_and_so_refused():
