@@ -49,6 +49,8 @@ def attend(
     e = jnp.where(mask, jnp.exp(x), 0.0)
     total = jnp.where(seen, e.sum(-1), 1.0)
     out = jnp.einsum("bhts,bshd->bthd", e / total[..., None], v, precision=highest)
-    # -sum p log p = logsumexp(s) - sum p s, exact at p = 0 and without an epsilon.
-    entropy = jnp.log(total) - (e * x).sum(-1) / total
+    # -sum p log p = logsumexp(s) - sum p s, exact at p = 0 and without an epsilon. As a product: on
+    # some CPUs XLA adds up a sum of this kind one by one, and loses digits.
+    weighted = jnp.einsum("bhts,bhts->bht", e, x, precision=highest)
+    entropy = jnp.log(total) - weighted / total
     return out.astype(query.dtype), entropy
