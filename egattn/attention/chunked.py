@@ -164,7 +164,7 @@ def forward(blocks: Blocks, q, k, v, r, segments):
             keep = jnp.exp(shift)
             x = jnp.where(mask, s - base[..., None], 0.0)
             e = jnp.where(mask, jnp.exp(x), 0.0)
-            # As a product: on some CPUs XLA adds up a sum of this kind one by one, and loses digits.
+            # As a product: on some CPUs XLA adds up such a sum one by one, and loses digits.
             weighted = keep * (weighted + shift * total) + _dot("bkrs,bkrs->bkr", e, x)
             total = keep * total + e.sum(-1)
             out = keep[..., None] * out + _dot("bkrs,bksd->bkrd", e.astype(v.dtype), v[j])
