@@ -71,10 +71,12 @@ def matrix_flops(config: DecoderConfig) -> int:
         total = 0
         for eqn in jaxpr.eqns:
             if eqn.primitive.name == "dot_general":
-                (contracted, _), _ = eqn.params["dimension_numbers"]
-                left = eqn.invars[0].aval.shape
-                terms = math.prod(left[axis] for axis in contracted)
-                total += 2 * math.prod(eqn.outvars[0].aval.shape) * terms
+                (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
+                left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+                # A product of two rows is no matrix product: the sum in the rows' entropy.
+                rows_alone = len(out) == len(batch)
+                terms = 0 if rows_alone else math.prod(left[axis] for axis in contracted)
+                total += 2 * math.prod(out) * terms
             trips = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
             total += trips * sum(map(count, jax.extend.core.jaxprs_in_params(eqn.params)))
         return total

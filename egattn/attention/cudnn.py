@@ -53,11 +53,13 @@ def _attend_fwd(causal, q, k, v, factor):
     (out, mean), pullback, logsumexp = jax.vjp(
         functools.partial(_two_means, causal), scaled, k, v, centred, has_aux=True
     )
-    mean_key = mean.astype(jnp.float32) + jnp.repeat(centre, q.shape[2] // k.shape[2], axis=2)
-    products = scaled.astype(jnp.float32) * mean_key
-    mean_score = q.shape[-1] ** -0.5 * jnp.swapaxes(products.sum(-1), 1, 2)
-    # Rounding of the two may leave a row of one key slightly below 0.
-    entropy = jnp.maximum(logsumexp - mean_score, 0.0)
+    # The mean score in two sums: in one, what the keys have in common would round the rest.
+    common, rest = (
+        q.shape[-1] ** -0.5 * jnp.swapaxes((scaled.astype(jnp.float32) * x).sum(-1), 1, 2)
+        for x in (jnp.repeat(centre, q.shape[2] // k.shape[2], axis=2), mean.astype(jnp.float32))
+    )
+    # Rounding may leave a row of one key slightly below 0.
+    entropy = jnp.maximum(logsumexp - common - rest, 0.0)
     return (out, entropy), (pullback, q, scaled, factor)
 
 
