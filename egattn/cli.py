@@ -75,6 +75,13 @@ def compile_step(args: Sequence[str]) -> None:
         sys.exit(1)
 
 
+def generate(args: Sequence[str]) -> None:
+    """Continues text with a trained decoder."""
+    from egattn.generate.text import GenerateConfig, generate_text
+
+    generate_text(_parse("generate", GenerateConfig, args))
+
+
 def cost(args: Sequence[str]) -> None:
     """Tells what private inference of a decoder consists of: counts, and estimated traffic."""
     import jax
@@ -129,6 +136,17 @@ def _private_parts(args: Sequence[str]) -> None:
     print(f"{config.out}: {', '.join(write_parts(config))}")
 
 
+def convert(args: Sequence[str]) -> None:
+    """Turns a Hugging Face GPT-2 into a run, or a run into a Hugging Face directory."""
+    import jax
+
+    from egattn.convert import ConvertConfig, convert
+
+    # Nothing is computed: an accelerator of this machine stays free for others.
+    jax.config.update("jax_platforms", "cpu")
+    print("\n".join(convert(_parse("convert", ConvertConfig, args))))
+
+
 def report(args: Sequence[str]) -> None:
     """Draws figures and an HTML page from runs."""
     from egattn.report import ReportConfig, summary_lines, write_report
@@ -144,9 +162,11 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "replay": replay,
     "report": report,
+    "generate": generate,
     "compile": compile_step,
     "cost": cost,
     "private": private,
+    "convert": convert,
 }
 
 
@@ -184,21 +204,25 @@ def _exit(status: int) -> NoReturn:
 
 
 def _train_config(args: Sequence[str]):
-    """Parses `egattn train`: the preset and the data decide what the other defaults are."""
+    """Parses `egattn train`: preset, data and origin decide what the other defaults are."""
     import tyro
 
     from egattn.data import load_manifest
     from egattn.train import TrainConfig
+    from egattn.train.initialise import inherited
 
     first = _preset_parser("train")
     first.add_argument("--data", type=Path, default=TrainConfig.data)
+    first.add_argument("--init-from", type=Path)
     known, rest = first.parse_known_args(args)
     fields: dict[str, Any] = {}
     if not {"-h", "--help"} & set(args):
         manifest = load_manifest(known.data, verify=False)
         fields = {"vocab_size": manifest.vocab_size, "context_length": manifest.context_length}
+        fields |= inherited(known.init_from) if known.init_from else {}
     default = TrainConfig.preset_defaults(known.preset, tyro.MISSING, **fields)
-    return _parse("train", TrainConfig, rest, dataclasses.replace(default, data=known.data))
+    default = dataclasses.replace(default, data=known.data, init_from=known.init_from)
+    return _parse("train", TrainConfig, rest, default)
 
 
 def _compile_config(args: Sequence[str]):

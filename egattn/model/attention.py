@@ -10,8 +10,12 @@ from jaxtyping import Array, Float, Int
 
 from egattn.attention import entropy_attention
 from egattn.attention.api import Implementation
+from egattn.attention.cached import attend_cached
 from egattn.model.config import DType, Matrix, Reparam
 from egattn.model.linear import Linear, parallel_products
+
+CACHE = "cache"
+"""Collection of the keys and values kept for generation, [B, K, S, D] each."""
 
 
 class EntropyAttention(nn.Module):
@@ -57,12 +61,16 @@ class EntropyAttention(nn.Module):
         self,
         x: Float[Array, "batch length width"],
         segment_ids: Int[Array, "batch length"] | None = None,
+        positions: Int[Array, "batch length"] | None = None,
     ) -> tuple[Float[Array, "batch length width"], Float[Array, "batch heads length"]]:
-        """Attends within x.
+        """Attends within x, or with positions from x to all that came before.
 
         Args:
           x: Inputs [B, T, d].
           segment_ids: Document of each position, see `entropy_attention`.
+          positions: For generation: the index of each input in its sequence. Keys and values are
+            kept in the mutable collection "cache", as many as there is room for. Several inputs
+            must be the first ones of their sequences; one is the next one.
 
         Returns:
           The output [B, T, d] in `dtype` and the entropy [B, H, T] in nats, float32.
@@ -79,22 +87,33 @@ class EntropyAttention(nn.Module):
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         heads: dict[Matrix, int] = {"q": self.num_heads, "k": kv_heads, "v": kv_heads}
         linears = [self._linear(name, count * head_dim) for name, count in heads.items()]
-        kernels, biases = zip(*[linear.weights(width) for linear in linears], strict=True)
-        products: Any = parallel_products(kv_heads, x.astype(self.dtype), *kernels)
-        query, key, value = (
-            (y if bias is None else y + bias).reshape(batch, length, -1, head_dim)
-            for y, bias in zip(products, biases, strict=True)
-        )
-        out, entropy = self.attend(
-            query,
-            key,
-            value,
-            self._temperature(length),
-            causal=self.causal,
-            segment_ids=segment_ids,
-            implementation=self.implementation,
-        )
+        if positions is None:
+            products = self._products(kv_heads, x, linears)
+        else:
+            products = [linear(x) for linear in linears]
+        query, key, value = (y.reshape(batch, length, -1, head_dim) for y in products)
+        temperature = self._temperature(length, positions)
+        if positions is not None:
+            keys, values = self._remember(key, value, positions)
+        if positions is not None and length == 1:
+            out, entropy = attend_cached(query, keys, values, positions[:, 0], temperature)
+        else:
+            out, entropy = self.attend(
+                query,
+                key,
+                value,
+                temperature,
+                causal=self.causal,
+                segment_ids=segment_ids,
+                implementation=self.implementation,
+            )
         return self._linear("o", width)(out.reshape(batch, length, -1)), entropy
+
+    def _products(self, groups: int, x: Array, linears: list[Linear]) -> list[Array]:
+        """Each linear layer of x, with joint gradients."""
+        kernels, biases = zip(*[linear.weights(x.shape[-1]) for linear in linears], strict=True)
+        products: Any = parallel_products(groups, x.astype(self.dtype), *kernels)
+        return [y if bias is None else y + bias for y, bias in zip(products, biases, strict=True)]
 
     def _linear(self, matrix: Matrix, features: int) -> Linear:
         std = self.init_std
@@ -112,7 +131,20 @@ class EntropyAttention(nn.Module):
             name=matrix,
         )
 
-    def _temperature(self, length: int) -> Float[Array, "heads length"] | None:
+    def _remember(self, key, value, positions):
+        """Puts keys and values where they belong; returns all of them."""
+        batch, length, heads, size = key.shape
+        slots = (batch, heads, self.context_length or length, size)
+        rows = jnp.arange(batch)[:, None]
+        kept = []
+        for name, new in (("key", key), ("value", value)):
+            cache = self.variable(CACHE, name, jnp.zeros, slots, new.dtype)
+            write = cache.value.at[rows, :, positions].set
+            cache.value = write(new, mode="promise_in_bounds", unique_indices=True)
+            kept.append(cache.value)
+        return kept
+
+    def _temperature(self, length: int, positions) -> Float[Array, "*batch heads length"] | None:
         if self.temperature is None:
             return None
         if self.temperature <= 0:
@@ -124,4 +156,7 @@ class EntropyAttention(nn.Module):
             nn.initializers.constant(math.log(self.temperature)),
             (self.num_heads, self.context_length),
         )
-        return jnp.exp(log_temperature[:, :length])
+        if positions is None:
+            return jnp.exp(log_temperature[:, :length])
+        # Positions beyond the trained ones have the last one's.
+        return jnp.exp(jnp.swapaxes(log_temperature[:, positions], 0, 1))

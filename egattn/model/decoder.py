@@ -12,7 +12,7 @@ from egattn.attention import entropy_attention
 from egattn.model.attention import EntropyAttention
 from egattn.model.config import DecoderConfig, FeedForwardKind
 from egattn.model.feed_forward import FeedForward
-from egattn.model.linear import SPECTRAL
+from egattn.model.linear import SPECTRAL, multiply_transposed
 
 Constrain = Callable[[Array], Array]
 
@@ -66,6 +66,7 @@ class Block(nn.Module):
         x: Float[Array, "batch length width"],
         segment_ids: Int[Array, "batch length"] | None = None,
         slope: Float[Array, ""] | None = None,
+        positions: Int[Array, "batch length"] | None = None,
     ) -> tuple[Float[Array, "batch length width"], Float[Array, "batch heads length"]]:
         """Returns the new residual stream, float32, and the entropy."""
         c = self.config
@@ -86,7 +87,7 @@ class Block(nn.Module):
             implementation=c.implementation,
             attend=self.attend,
             name="attention",
-        )(norm(c.pre_norm, "attention_norm", x), segment_ids)
+        )(norm(c.pre_norm, "attention_norm", x), segment_ids, positions)
         x = self.constrain(x + attended)
         if self.kind == "none":
             return x, entropy
@@ -124,6 +125,9 @@ class Decoder(nn.Module):
     constraints, see `egattn.sharding.constrain_activations`."""
     attend: Callable = entropy_attention
     """The operator, see `EntropyAttention.attend`."""
+    stacked: bool = True
+    """False gives each layer its own parameters, "blocks_0" and so on, see
+    `egattn.model.layers.per_layer`: a loop over tokens need not take them out of the stack."""
 
     def setup(self):
         """Creates the parameters."""
@@ -131,7 +135,11 @@ class Decoder(nn.Module):
         normal = nn.initializers.normal(c.init_std)
         self.token_embedding = nn.Embed(c.padded_vocab_size, c.embed_dim, embedding_init=normal)
         self.position_embedding = nn.Embed(c.context_length, c.embed_dim, embedding_init=normal)
-        self.blocks = [self._run(kind, count) for kind, count in c.layer_runs]
+        self.blocks = [
+            block
+            for kind, count in c.layer_runs
+            for block in ([self._run(kind, count)] if self.stacked else self._each(kind, count))
+        ]
         if not c.tie_embeddings:
             self.head = self.param("head", normal, (c.padded_vocab_size, c.embed_dim))
         if c.activation == "leaky_relu" and c.slope_scope == "model":
@@ -157,31 +165,57 @@ class Decoder(nn.Module):
           ValueError: If T exceeds the context length.
         """
         hidden, head, entropy = self.features(tokens, segment_ids)
-        logits = jnp.einsum(
-            "btd,vd->btv",
-            hidden,
-            head[: self.config.vocab_size].astype(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return DecoderOutput(logits, entropy)
+        return DecoderOutput(self._logits(hidden, head), entropy)
+
+    def decode(
+        self,
+        tokens: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"],
+        last: Int[Array, " batch"] | None = None,
+    ) -> DecoderOutput:
+        """As `__call__`, for generation: keys and values are kept in the collection "cache".
+
+        The layers must not be stacked.
+
+        Args:
+          tokens: The first T tokens of each sequence, or the next one of each, [B, 1].
+          positions: Their indices in the sequences.
+          last: Which of the T inputs of each sequence to return logits [B, 1, V] for; None: all.
+        """
+        hidden, head, entropy = self.features(tokens, None, positions)
+        if last is not None:
+            hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+        return DecoderOutput(self._logits(hidden, head), entropy)
+
+    def _logits(self, hidden, head):
+        # Cut afterwards: the logits are smaller than the matrix, which would be copied.
+        logits = multiply_transposed(hidden, head.astype(hidden.dtype), "float32")
+        return logits[..., : self.config.vocab_size]
 
     def features(
         self,
         tokens: Int[Array, "batch length"],
         segment_ids: Int[Array, "batch length"] | None = None,
+        positions: Int[Array, "batch length"] | None = None,
     ) -> DecoderFeatures:
-        """As `__call__`, but stops before the vocabulary projection."""
+        """As `__call__`, but stops before the vocabulary projection; positions: see `decode`."""
         c = self.config
         length = tokens.shape[1]
         if length > c.context_length:
             raise ValueError(f"expected at most {c.context_length} positions, got {length}")
-        x = self.token_embedding(tokens) + self.position_embedding(jnp.arange(length))
+        # Positions beyond the trained ones have the last one's embedding.
+        index = (
+            jnp.arange(length)
+            if positions is None
+            else jnp.minimum(positions, c.context_length - 1)
+        )
+        x = self.token_embedding(tokens) + self.position_embedding(index)
         x = self.constrain(x)
         slope = self.slope if c.activation == "leaky_relu" and c.slope_scope == "model" else None
         entropies = []
         for run in self.blocks:
-            x, entropy = run(x, segment_ids, slope)
-            entropies.append(entropy)
+            x, entropy = run(x, segment_ids, slope, positions)
+            entropies.append(entropy if self.stacked else entropy[None])
         if self.final_norm is not None:
             x = self.constrain(self.final_norm(x))
         head = self.token_embedding.embedding if c.tie_embeddings else self.head
@@ -190,7 +224,7 @@ class Decoder(nn.Module):
     def _run(self, kind: FeedForwardKind, count: int) -> nn.Module:
         """`count` blocks of one kind, parameters stacked on axis 0."""
         c = self.config
-        broadcast: Any = (nn.broadcast, nn.broadcast)
+        broadcast: Any = (nn.broadcast,) * 3
         block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
         return nn.scan(
             block,
@@ -200,6 +234,10 @@ class Decoder(nn.Module):
             length=count,
             unroll=1 if c.scan_layers else count,
         )(c, kind, self.constrain, self.attend)
+
+    def _each(self, kind: FeedForwardKind, count: int) -> list[nn.Module]:
+        """`count` blocks of one kind, each with parameters of its own."""
+        return [Block(self.config, kind, self.constrain, self.attend) for _ in range(count)]
 
 
 def norm(kind: str, name: str, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:

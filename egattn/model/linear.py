@@ -13,6 +13,12 @@ from egattn.model.config import DType, Reparam
 SPECTRAL = "spectral"
 """Collection of the power iteration's vectors; not trained, updated when mutable."""
 
+TRANSPOSED = "transposed"
+"""What a plain matrix is called that is kept as [outputs, inputs], for generation."""
+
+# Rows of inputs up to which a product costs what reading the matrix costs.
+_FEW = 32
+
 
 class Linear(nn.Module):
     """`x @ W + b`, where W is a plain matrix or a gain times a normalised one.
@@ -43,7 +49,9 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """Returns [..., features] in `dtype`."""
         kernel, bias = self.weights(x.shape[-1])
-        y = jnp.dot(x.astype(self.dtype), kernel)
+        transposed = self.has_variable("params", TRANSPOSED)
+        multiply = multiply_transposed if transposed else jnp.dot
+        y = multiply(x.astype(self.dtype), kernel.T if transposed else kernel)
         return y if bias is None else y + bias
 
     @nn.compact
@@ -51,8 +59,11 @@ class Linear(nn.Module):
         self, inputs: int
     ) -> tuple[Float[Array, "inputs outputs"], Float[Array, " outputs"] | None]:
         """Returns the matrix as it multiplies, and the bias if there is one, in `dtype`."""
-        normal = nn.initializers.normal(self.init_std)
-        kernel = self.param("kernel", normal, (inputs, self.features))
+        if self.has_variable("params", TRANSPOSED):
+            kernel = self.get_variable("params", TRANSPOSED).T
+        else:
+            normal = nn.initializers.normal(self.init_std)
+            kernel = self.param("kernel", normal, (inputs, self.features))
         if self.reparam == "weight_norm":
             kernel = self._weight_norm(kernel)
         elif self.reparam == "spectral_norm":
@@ -80,6 +91,30 @@ class Linear(nn.Module):
     def _gain(self, initial: Array) -> Array:
         # Not `self.param`, which draws a key: the matrix must not depend on the parametrisation.
         return self.variable("params", "gain", lambda: initial).value
+
+
+def multiply_transposed(
+    x: Float[Array, "*batch inputs"],
+    matrix: Float[Array, "outputs inputs"],
+    dtype: DType | None = None,
+) -> Float[Array, "*batch outputs"]:
+    """`x @ matrix.T`, on CPUs in the order that suits few rows if x has few.
+
+    Args:
+      x: Inputs.
+      matrix: Matrix, in the dtype of x.
+      dtype: Of the result; default: that of x.
+    """
+    plain = functools.partial(jnp.einsum, "...i,oi->...o", preferred_element_type=dtype)
+    if x.size // x.shape[-1] > _FEW:
+        return plain(x, matrix)
+
+    def matrix_first(x: Array, matrix: Array) -> Array:
+        y = jnp.einsum("oi,...i->o...", matrix, x, preferred_element_type=dtype)
+        # Or XLA turns the product around, and its products on CPUs copy the second operand.
+        return jnp.moveaxis(jax.lax.optimization_barrier(y), 0, -1)
+
+    return jax.lax.platform_dependent(x, matrix, cpu=matrix_first, default=plain)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

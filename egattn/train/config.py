@@ -61,6 +61,11 @@ class TrainConfig:
     """Checksum of the data, filled in when training starts."""
     tokenizer_sha256: tyro.conf.Suppress[str] = ""
     """Checksum of the data's tokenizer, filled in when training starts."""
+    init_from: Path | None = None
+    """Run directory, say of `egattn convert`, whose newest checkpoint gives the weights to start
+    from."""
+    init_sha256: tyro.conf.Suppress[str] = ""
+    """Checksum of that checkpoint, filled in when training starts."""
     model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     """Architecture."""
     penalty: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
@@ -134,6 +139,7 @@ class TrainConfig:
 RUNTIME_FIELDS = (
     "run",
     "data",
+    "init_from",
     "skip_nonfinite",
     "mesh",
     "distributed.enabled",

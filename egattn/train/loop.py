@@ -26,11 +26,12 @@ from egattn.train.console import Display
 from egattn.train.distributed import join, together
 from egattn.train.evaluate import Evaluator, check_data
 from egattn.train.flops import utilisation
+from egattn.train.initialise import Report, check_origin, first_state
 from egattn.train.nonfinite import Nonfinite, is_finite
 from egattn.train.preemption import Preempted, StopRequest
 from egattn.train.profiler import Profiler
 from egattn.train.records import Records
-from egattn.train.step import TrainState, device_batch, init_state, make_train_step
+from egattn.train.step import TrainState, device_batch, make_train_step
 
 # How far the host may run ahead of the device: seconds, and steps at most. It hides what delays the
 # host, such as a busy disk, and it delays stopping on request.
@@ -61,19 +62,25 @@ def _train(config: TrainConfig, stop: StopRequest) -> dict[str, Any]:
     config = dataclasses.replace(
         config, data_sha256=manifest.sha256, tokenizer_sha256=manifest.tokenizer_sha256
     )
+    if config.init_from is not None:
+        config = dataclasses.replace(config, init_sha256=check_origin(config, config.init_from))
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.batch_size // config.accumulation, config.model.context_length)
     with claimed(config), Checkpoints(config, mesh) as checkpoints:
         first, skipped = checkpoints.resume()
+        origin = None
         with stop.idle():
-            state = checkpoints.restore(first) if first else init_state(config, mesh)
+            if first:
+                state = checkpoints.restore(first)
+            else:
+                state, origin = first_state(config, mesh)
             checkpoints.get_ready(state)
         ceiling = float(max_entropy(config.model.context_length))
         with Records(config.run, ceiling, first) as records, Display(config) as display:
             display.header(state, mesh, first)
-            for line in skipped:
+            for line in [*skipped, *(origin.lines() if origin else [])]:
                 display.note(line)
-            records.start(**_environment(config, mesh, state))
+            records.start(**_environment(config, mesh, state), **_origin(origin))
             source = batches(
                 config.data,
                 manifest,
@@ -235,6 +242,10 @@ def _environment(config: TrainConfig, mesh: Mesh, state: TrainState) -> dict[str
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "tokens_per_step": config.batch_size * config.model.context_length,
     }
+
+
+def _origin(report: Report | None) -> dict[str, Any]:
+    return {"initialised": dataclasses.asdict(report)} if report else {}
 
 
 def _version(package: str) -> str | None:

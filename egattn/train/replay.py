@@ -14,9 +14,10 @@ from egattn.sharding import check_batch, make_mesh, settle
 from egattn.train.checkpoints import Checkpoints
 from egattn.train.config import TrainConfig
 from egattn.train.evaluate import check_data, read_run
+from egattn.train.initialise import first_state
 from egattn.train.nonfinite import FILE
 from egattn.train.records import read_lines
-from egattn.train.step import device_batch, init_state, make_train_step
+from egattn.train.step import device_batch, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _repeat(run: TrainConfig, manifest, step: int) -> tuple[dict[str, np.ndarray
     check_batch(mesh, run.batch_size // run.accumulation, run.model.context_length)
     with Checkpoints(run, mesh, read_only=True) as checkpoints:
         first = checkpoints.newest(below=step)[0] or 0
-        state = checkpoints.restore(first) if first else init_state(run, mesh)
+        state = checkpoints.restore(first) if first else first_state(run, mesh)[0]
     source = batches(
         run.data,
         manifest,

@@ -1,0 +1,129 @@
+"""A decoder with its cache of keys and values, one token per path and step."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int
+
+from egattn.model import Decoder
+from egattn.model.attention import CACHE
+from egattn.model.layers import per_layer
+from egattn.model.linear import TRANSPOSED
+
+Cache = dict[str, Any]
+
+
+class Prefilled(NamedTuple):
+    """A decoder after the prompts."""
+
+    logits: Float[Array, "batch vocab"]
+    """Of the token after each prompt."""
+    entropy: Float[Array, "batch layers heads"]
+    """Attention entropy of each prompt's last position, nats."""
+    cache: Cache
+    """State of `Network.step`, `paths` equal ones per prompt."""
+
+
+def prepare(model: Decoder, variables: dict[str, Any]) -> tuple[Decoder, dict[str, Any]]:
+    """Returns decoder and variables as a loop over tokens reads them fastest.
+
+    `generate` does this in every call if it gets anything else: who calls it often saves a copy of
+    the weights each time.
+
+    Args:
+      model: The decoder.
+      variables: Its variables, as `Decoder.init` returns them.
+    """
+    c = model.config
+    turn = jax.default_backend() == "cpu"
+
+    flat: dict[tuple[str, ...], Any] = dict(flatten_dict(per_layer(c, variables)))
+    prepared = {}
+    for path, x in flat.items():
+        # Normalised matrices, which have a gain beside them, stay as they are.
+        if path[-1] == "kernel" and (*path[:-1], "gain") not in flat:
+            x = x.astype(c.dtype)
+            path, x = ((*path[:-1], TRANSPOSED), x.T) if turn else (path, x)
+        prepared[path] = x
+    return model.clone(stacked=False), unflatten_dict(prepared)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A decoder and its parameters, as the search algorithms of this package call it."""
+
+    model: Decoder
+    """The decoder, its layers not stacked, see `prepare`."""
+    variables: dict[str, Any]
+    """Its variables."""
+    paths: int
+    """Paths K per prompt."""
+
+    def prefill(
+        self,
+        tokens: Int[Array, "batch length"],
+        lengths: Int[Array, " batch"],
+        room: int,
+    ) -> Prefilled:
+        """Reads the prompts.
+
+        Args:
+          tokens: Prompts [B, T]; what stands behind the end of one is not read.
+          lengths: Length of each, at least 1.
+          room: Positions that prompts and generated tokens may take.
+        """
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        output, cache = self._apply(
+            self._empty(tokens.shape[0], room), tokens, positions, lengths - 1
+        )
+        # [layers, batch, heads, length] at each prompt's end.
+        end = jnp.take_along_axis(output.entropy, (lengths - 1)[None, :, None, None], axis=3)
+        cache = jax.tree.map(lambda x: jnp.repeat(x, self.paths, axis=0), cache)
+        start = {"lengths": lengths, CACHE: cache}
+        return Prefilled(output.logits[:, 0], end[..., 0].transpose(1, 0, 2), start)
+
+    def step(
+        self, cache: Cache, tokens: Int[Array, "batch paths"], t: Int[Array, ""] | int
+    ) -> tuple[Float[Array, "batch paths vocab"], Float[Array, "batch paths layers heads"], Cache]:
+        """Feeds one more token per path; returns next logits, attention entropy, and the cache.
+
+        Args:
+          cache: From `prefill` or the step before.
+          tokens: Token number t of each path.
+          t: How many tokens each path was fed before.
+        """
+        batch, paths = tokens.shape
+        positions = jnp.repeat(cache["lengths"] + t, paths)[:, None]
+        output, new = self._apply(cache[CACHE], tokens.reshape(-1, 1), positions, None)
+        entropy = output.entropy[..., 0].transpose(1, 0, 2).reshape(batch, paths, *self._heads)
+        return output.logits.reshape(batch, paths, -1), entropy, {**cache, CACHE: new}
+
+    def reorder(self, cache: Cache, parents: Int[Array, "batch paths"]) -> Cache:
+        """Path k goes on from what path parents[b, k] was."""
+        batch, paths = parents.shape
+        rows = (parents + paths * jnp.arange(batch)[:, None]).reshape(-1)
+        return {**cache, CACHE: jax.tree.map(lambda x: x[rows], cache[CACHE])}
+
+    @property
+    def _heads(self) -> tuple[int, int]:
+        return self.model.config.num_layers, self.model.config.num_heads
+
+    def _apply(self, cache: Any, tokens, positions, last):
+        output, changed = self.model.apply(
+            {**self.variables, CACHE: cache},
+            tokens,
+            positions,
+            last,
+            method="decode",
+            mutable=[CACHE],
+        )
+        return output, changed[CACHE]
+
+    def _empty(self, batch: int, room: int) -> Any:
+        c = self.model.config
+        slots = jnp.zeros((batch, c.kv_heads, room, c.head_dim), c.dtype)
+        kept = {"attention": {"key": slots, "value": slots}}
+        return {f"blocks_{i}": kept for i in range(c.num_layers)}

@@ -1,0 +1,240 @@
+"""`egattn generate`: text continued by the decoder of a run."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from tokenizers import Tokenizer
+
+from egattn.convert.convert import ORIGIN
+from egattn.data import load_tokenizer
+from egattn.data.manifest import TOKENIZER_NAME, sha256_file
+from egattn.data.tokenizer import end_token_id
+from egattn.generate.config import BeamSearch, Final, JointNucleus, Mode, Sampling
+from egattn.generate.generate import Beyond, Generated, Method, generate
+from egattn.model import Decoder
+from egattn.model.linear import SPECTRAL
+from egattn.sharding import make_mesh
+from egattn.train.config import TrainConfig
+from egattn.train.evaluate import load_state, read_run
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """Continues prompts with a run's decoder."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    prompts: tyro.conf.Positional[tuple[str, ...]]
+    """Texts to continue, all at once."""
+    step: int | None = None
+    """Checkpoint; default: the newest."""
+    data: Path | None = None
+    """Directory with the tokenizer; default: the data that the run was trained on, or what a
+    converted run brought along."""
+    method: Literal["sample", "beam", "joint"] = "sample"
+    """Independent samples, beam search, or the path-weighted joint nucleus."""
+    max_new_tokens: int = 64
+    """Most new tokens."""
+    temperature: float = 1.0
+    """For sample and joint: divisor of the logits; for sample, 0 takes the most probable token."""
+    top_k: int | None = None
+    """For sample: only the k most probable tokens."""
+    top_p: float | None = None
+    """For sample and joint: mass of the nucleus; default: all for sample, 0.95 for joint."""
+    min_p: float | None = None
+    """For sample and joint: only what is at least this fraction as probable as the first."""
+    num_samples: int = 1
+    """For sample: continuations of each prompt."""
+    num_paths: int = 4
+    """For beam and joint: paths kept per prompt."""
+    length_penalty: float = 1.0
+    """For beam: exponent of the length in the score."""
+    mode: Mode = "gumbel"
+    """For joint: draw the next paths, take the heaviest ones, or stochastic beam search."""
+    num_candidates: int | None = None
+    """For joint: tokens considered per path; default: 64."""
+    path_exponent: float = 1.0
+    """For joint: exponent of a path's probability in its weight."""
+    final: Final = "best"
+    """For joint: how the answer is chosen."""
+    beyond: Beyond = "raise"
+    """Beyond the trained positions: an error, or what the last one learned."""
+    seed: int = 0
+    """Chooses the draws."""
+    report: bool = False
+    """Whether to print each new token with its entropies."""
+    json: bool = False
+    """Whether to print one JSON object instead of text."""
+
+    def __post_init__(self):
+        """Checks what needs no network."""
+        if not self.prompts:
+            raise ValueError("expected at least one prompt, got none")
+
+    @property
+    def rules(self) -> Method:
+        """The method with its options."""
+        if self.method == "beam":
+            return BeamSearch(self.num_paths, length_penalty=self.length_penalty)
+        if self.method == "joint":
+            return JointNucleus(
+                self.num_paths,
+                self.num_candidates,
+                self.mode,
+                (1.0 if self.mode == "sbs" else 0.95) if self.top_p is None else self.top_p,
+                self.min_p,
+                self.temperature,
+                self.path_exponent,
+                self.final,
+            )
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+def generate_text(config: GenerateConfig) -> None:
+    """Continues prompts and prints what came of it.
+
+    One sample of one prompt is printed while it is generated.
+
+    Raises:
+      FileNotFoundError: If the run, a checkpoint or the tokenizer is missing.
+      ValueError: If a prompt is empty or too long, or an option is out of range.
+    """
+    run = read_run(config.run)
+    tokenizer = _tokenizer(config, run)
+    end = end_token_id(tokenizer)
+    prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in config.prompts]
+    state = load_state(run, make_mesh("replica=1", jax.devices()[:1]), config.step)
+    streams = len(prompts) == 1 and config.method == "sample" and config.num_samples == 1
+    stream = _Stream(tokenizer, prompts[0]) if streams and not config.json else None
+    made = generate(
+        Decoder(run.model),
+        {"params": state.params, SPECTRAL: state.spectral},
+        prompts,
+        config.rules,
+        max_new_tokens=config.max_new_tokens,
+        num_samples=config.num_samples if config.method == "sample" else 1,
+        eos=end,
+        pad=end,
+        seed=config.seed,
+        beyond=config.beyond,
+        on_tokens=None if stream is None else stream.add,
+    )
+    made = jax.device_get(jax.block_until_ready(made))
+    if config.json:
+        print(json.dumps(describe(tokenizer, config.prompts, made), allow_nan=False))
+        return
+    if stream is not None:
+        stream.end(made.tokens[0, 0, : made.lengths[0, 0]])
+    else:
+        _print_all(tokenizer, config.prompts, made)
+    if config.report:
+        _print_report(tokenizer, made)
+
+
+def _tokenizer(config: GenerateConfig, run: TrainConfig) -> Tokenizer:
+    """The one given, the training data's, or the one that a converted run brought along."""
+    path, origin = run.data / TOKENIZER_NAME, config.run / ORIGIN / TOKENIZER_NAME
+    if config.data is not None:
+        path = config.data / TOKENIZER_NAME
+    elif origin.is_file() and not path.is_file():
+        return load_tokenizer(origin)
+    tokenizer = load_tokenizer(path)
+    if run.tokenizer_sha256 not in ("", sha256_file(path)):
+        raise ValueError(f"{config.run} was trained with another tokenizer than {path}")
+    return tokenizer
+
+
+class _Stream:
+    """Prints one continuation token by token; characters of several tokens once they are whole."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int]):
+        self._tokenizer, self._prompt, self._tokens = tokenizer, prompt, list(prompt)
+        self._write: Callable[[str], Any] = sys.stdout.write
+        self._shown = self._text()
+        self._write(self._shown)
+
+    def add(self, tokens: np.ndarray) -> None:
+        """Called with the tokens [1, 1] of a step."""
+        self._tokens.append(int(tokens[0, 0]))
+        self._show(self._text().rstrip("\ufffd"))
+
+    def end(self, tokens: np.ndarray) -> None:
+        """Shows what is missing of the continuation, whose last token no step has read."""
+        self._tokens = [*self._prompt, *tokens.tolist()]
+        self._show(self._text())
+        self._write("\n")
+        sys.stdout.flush()
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+
+    def _show(self, text: str) -> None:
+        if text.startswith(self._shown):
+            self._write(text[len(self._shown) :])
+            sys.stdout.flush()
+            self._shown = text
+
+
+def describe(tokenizer: Tokenizer, prompts: tuple[str, ...], made: Generated) -> dict[str, Any]:
+    """What was generated, as plain lists and numbers."""
+    return {
+        "prompts": [
+            {
+                "prompt": prompt,
+                "choice": int(made.choice[row]),
+                "continuations": [
+                    _continuation(tokenizer, made, row, path)
+                    for path in range(made.tokens.shape[1])
+                    if made.lengths[row, path]
+                ],
+            }
+            for row, prompt in enumerate(prompts)
+        ]
+    }
+
+
+def _continuation(tokenizer: Tokenizer, made: Generated, row: int, path: int) -> dict[str, Any]:
+    length = int(made.lengths[row, path])
+    tokens = made.tokens[row, path, :length].tolist()
+    return {
+        "text": tokenizer.decode(tokens, skip_special_tokens=True),
+        "tokens": tokens,
+        "log_probability": float(made.log_probability[row, path]),
+        "token_entropy": made.token_entropy[row, path, :length].tolist(),
+        "attention_entropy": made.attention_entropy[row, path, : length - 1].tolist(),
+    }
+
+
+def _print_all(tokenizer: Tokenizer, prompts: tuple[str, ...], made: Generated) -> None:
+    paths = made.tokens.shape[1]
+    for row, prompt in enumerate(prompts):
+        for path in range(paths):
+            if not made.lengths[row, path]:
+                continue
+            found = _continuation(tokenizer, made, row, path)
+            chosen = ", chosen" if paths > 1 and path == made.choice[row] else ""
+            print(
+                f"--- {row + 1}.{path + 1}, log-probability {found['log_probability']:.2f}{chosen}"
+            )
+            print(prompt + found["text"])
+
+
+def _print_report(tokenizer: Tokenizer, made: Generated) -> None:
+    """The chosen continuation of each prompt, one new token a line."""
+    print(
+        "token  entropy of its distribution, of the attention that reads it (mean per layer), nats"
+    )
+    for row, path in enumerate(made.choice):
+        for t in range(made.lengths[row, path]):
+            text = tokenizer.decode([int(made.tokens[row, path, t])], skip_special_tokens=False)
+            layers = made.attention_entropy[row, path, t].mean(-1)
+            read = t < made.lengths[row, path] - 1
+            means = " ".join(f"{x:.2f}" for x in layers) if read else "-"
+            print(f"{text!r:16} {made.token_entropy[row, path, t]:6.3f}  {means}")
