@@ -10,10 +10,8 @@ growing cache); *static* is what its documentation calls the fast way, a static 
 compiled forward pass, on GPUs only. Prompts are read within the time, compilation is not.
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
-import io
 import itertools
 import tempfile
 import time
@@ -28,7 +26,7 @@ import tyro
 from benchmarks.table import digits, jax_about, quartiles, save_table, write_table
 from egattn.convert import ConvertConfig, convert
 from egattn.generate import BeamSearch, Sampling, generate, prepare
-from egattn.model import Decoder
+from egattn.model import Decoder, DecoderConfig
 from egattn.model.linear import SPECTRAL
 from egattn.sharding import make_mesh
 from egattn.train.evaluate import load_state, read_run
@@ -100,18 +98,21 @@ def make_gpt2(config: Config, directory: Path) -> Any:
     return model.eval()
 
 
-def egattn_call(config: Config, source: Path, dtype: str, prompts: np.ndarray, beams: int) -> Call:
-    """Generation by egattn."""
-    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+def converted(source: Path) -> tuple[DecoderConfig, dict[str, Any]]:
+    """The same decoder and variables here."""
+    with tempfile.TemporaryDirectory() as scratch:
         convert(ConvertConfig(source, Path(scratch) / "run"))
         run = read_run(Path(scratch) / "run")
         state = load_state(run, make_mesh("replica=1", jax.devices()[:1]))
-    model = Decoder(dataclasses.replace(run.model, dtype=dtype))
-    model, variables = prepare(model, {"params": state.params, SPECTRAL: state.spectral})
+    return run.model, {"params": state.params, SPECTRAL: state.spectral}
+
+
+def egattn_call(config: Config, ours: tuple[Decoder, Any], prompts: np.ndarray, beams: int) -> Call:
+    """Generation by egattn."""
     rows, method = prompts.tolist(), Sampling(0.0) if beams == 1 else BeamSearch(beams)
 
     def call() -> np.ndarray:
-        made = generate(model, variables, rows, method, max_new_tokens=config.new)
+        made = generate(*ours, rows, method, max_new_tokens=config.new)
         return np.asarray(made.tokens[:, 0])
 
     return call
@@ -165,11 +166,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "gpt2"
         original = make_gpt2(config, source)
+        model_config, variables = converted(source)
         for dtype, batch, beams in itertools.product(config.dtypes, config.batches, config.beams):
             rng = np.random.default_rng(config.seed)
             prompts = rng.integers(1, config.vocab_size, (batch, config.prompt))
             model = original.to(device, getattr(torch, dtype))
-            calls = {"egattn": egattn_call(config, source, dtype, prompts, beams)}
+            decoder = Decoder(dataclasses.replace(model_config, dtype=dtype))
+            ours = prepare(decoder, variables)
+            calls = {"egattn": egattn_call(config, ours, prompts, beams)}
             for rival in config.rivals:
                 calls[rival] = rival_call(model, config, rival, prompts, beams)
             seconds, same = measure(config, calls)

@@ -177,9 +177,8 @@ def beam_sampled():
             step,
             logits,
             cache,
-            BeamSearch(2),
+            BeamSearch(2, sampling=Sampling(top_p=p)),
             max_new_tokens=3,
-            sampling=Sampling(top_p=p),
             key=jax.random.key(seed),
         )
 
@@ -215,6 +214,9 @@ def test_beam_sampling_of_everything(beam_sampled):
         ({"num_return_sequences": 3}, "num_return_sequences must be between 1 and 2"),
         ({"num_return_sequences": 0}, "num_return_sequences must be between 1 and 2"),
         ({"early_stopping": "always"}, "early_stopping must be True, False or 'never'"),
+        ({"sampling": Sampling()}, "beam sampling needs a key, got None"),
+        ({"sampling": Sampling(0.0)}, "temperature must be > 0 for beam sampling, got 0.0"),
+        ({"sampling": Sampling(top_k=4)}, "top_k must be between 1 and 3 .the vocabulary., got 4"),
     ],
 )
 def test_bad_searches_are_refused(arguments, message):
@@ -224,23 +226,7 @@ def test_bad_searches_are_refused(arguments, message):
         beam_search(step, logits, cache, search, max_new_tokens=3)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
-        ({"sampling": Sampling()}, "needs both sampling and key, got only sampling"),
-        ({"key": jax.random.key(0)}, "needs both sampling and key, got only key"),
-        (
-            {"sampling": Sampling(temperature=0.0), "key": jax.random.key(0)},
-            "temperature must be > 0 for beam sampling, got 0.0",
-        ),
-        (
-            {"sampling": Sampling(top_k=4), "key": jax.random.key(0)},
-            "top_k must be between 1 and 3 .the vocabulary., got 4",
-        ),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
+def test_no_steps_are_refused():
     step, logits, cache = chain_model(log_chain(CHAIN_1), 1, 2)
-    with pytest.raises(ValueError, match=message):
-        beam_search(step, logits, cache, BeamSearch(2), **{"max_new_tokens": 3, **arguments})
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
+        beam_search(step, logits, cache, BeamSearch(2), max_new_tokens=0)

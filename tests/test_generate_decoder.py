@@ -220,7 +220,7 @@ class TestCommandLine:
         np.testing.assert_allclose(found["token_entropy"], entropy, atol=2e-5)
         np.testing.assert_allclose(found["attention_entropy"], attention, atol=1e-5)
 
-    @pytest.mark.parametrize("method", ["beam", "joint"])
+    @pytest.mark.parametrize("method", ["beam", "beam-sample", "joint"])
     def test_several_prompts_and_paths(self, finished, method, capsys):
         options = f"--method {method} --num-paths 2 --max-new-tokens 4 --report"
         main(["generate", str(finished), "import ", "x", *options.split()])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from egattn.generate.config import BeamSearch, Sampling, check_number
+from egattn.generate.config import BeamSearch, Sampling
 from egattn.generate.filters import filter_logits
 from egattn.generate.search import (
     Choice,
@@ -71,7 +71,6 @@ def beam_search(
     eos: Eos = None,
     pad: int = 0,
     reorder: Reorder = gather_paths,
-    sampling: Sampling | None = None,
     key: Array | None = None,
 ) -> Beams:
     """Beam search with the candidates, scores and stopping of transformers' `generate`.
@@ -85,26 +84,25 @@ def beam_search(
       eos: Ids that end a sequence.
       pad: Token after the end.
       reorder: Reorders the cache before each step.
-      sampling: For beam sampling, temperature (> 0) and truncations of each path's distribution,
-        which is not renormalised; candidates are drawn in proportion to exp(score), none twice.
       key: PRNG key for beam sampling.
 
     Returns:
       The R best finished hypotheses of each row.
 
     Raises:
-      ValueError: If an argument is out of range, or one of `sampling` and `key` is missing.
+      ValueError: If an argument is out of range, or beam sampling has no key.
 
     Reference:
       huggingface/transformers 5.24.0, generation/utils.py, `_beam_search`.
     """
     check_start(logits, max_new_tokens)
     search.check(logits.shape[1])
-    _check_sampling(sampling, key, logits.shape[1])
+    if search.sampling is not None and key is None:
+        raise ValueError("beam sampling needs a key, got None")
     ends = eos_ids(eos)
 
     def select(t: Array, logits: Array, state: _State) -> tuple[_State, Choice]:
-        candidates = _candidates(state, logits, ends, sampling, key, t)
+        candidates = _candidates(state, logits, ends, search.sampling, key, t)
         ended = is_eos(candidates.token, ends) | (t + 1 >= max_new_tokens)
         state, parents, tokens = _advance(state, candidates, ended, t + 1, search.length_penalty)
         stops = _stops(search, max_new_tokens, t + 1, state)
@@ -122,15 +120,6 @@ def _beams(history: History, best: _Finished, pad: int) -> Beams:
     lengths = jnp.where(best.score > -jnp.inf, best.end + 1, 0)
     last = (best.end, best.parent, best.token)
     return Beams(trace(history, *last, lengths, best.log_probability, pad), best.score)
-
-
-def _check_sampling(sampling: Sampling | None, key: Array | None, vocab: int) -> None:
-    if (sampling is None) != (key is None):
-        got = "only key" if sampling is None else "only sampling"
-        raise ValueError(f"beam sampling needs both sampling and key, got {got}")
-    if sampling is not None:
-        sampling.check(vocab)
-        check_number("temperature", sampling.temperature, lambda x: x > 0, "> 0 for beam sampling")
 
 
 def _start(batch: int, beams: int) -> _State:
@@ -156,7 +145,7 @@ def _candidates(
     added = log_probs if sampling is None else filter_logits(log_probs, sampling, keep=spare)
     flat = (state.score[..., None] + added).reshape(batch, -1)
     count = min(spare * beams, beams * vocab)
-    if key is None:
+    if sampling is None or key is None:
         score, index = lax.top_k(flat, count)
     else:
         # The largest of scores with Gumbel noise are a sample without replacement.

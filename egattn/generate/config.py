@@ -53,7 +53,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class BeamSearch:
-    """Width, score and end of a beam search."""
+    """Width, score and end of a beam search, and whether its candidates are drawn."""
 
     num_beams: int
     """Paths per row K, at most V."""
@@ -65,9 +65,16 @@ class BeamSearch:
     """False stops a row when the best running path, at its present length, would not enter the
     finished set; "never" supposes length T if the penalty is positive; True stops as soon as K
     have finished, too."""
+    sampling: Sampling | None = None
+    """For beam sampling, temperature (> 0) and truncations of each path's distribution, which is
+    not renormalised; candidates are drawn in proportion to exp(score), none twice."""
 
     def check(self, vocab: int) -> None:
         """Raises ValueError if a value is out of range."""
+        if self.sampling is not None:
+            self.sampling.check(vocab)
+            positive = "> 0 for beam sampling"
+            check_number("temperature", self.sampling.temperature, lambda x: x > 0, positive)
         check_count("num_beams", self.num_beams, vocab, " (the vocabulary)")
         check_count("num_return_sequences", self.returned, self.num_beams, " (num_beams)")
         if self.early_stopping not in (True, False, "never"):

@@ -146,7 +146,7 @@ def _run(model, method, new, samples, eos, pad, on_tokens, variables, tokens, le
         return _generated(details, first)
     sizes["reorder"] = network.reorder
     if isinstance(method, BeamSearch):
-        return _generated(beam_search(step, logits, cache, method, **sizes), first)
+        return _generated(beam_search(step, logits, cache, method, key=key, **sizes), first)
     details = joint_nucleus(step, logits, cache, key, method, **sizes)
     return _generated(details, details.choice)
 

@@ -38,24 +38,24 @@ class GenerateConfig:
     data: Path | None = None
     """Directory with the tokenizer; default: the data that the run was trained on, or what a
     converted run brought along."""
-    method: Literal["sample", "beam", "joint"] = "sample"
-    """Independent samples, beam search, or the path-weighted joint nucleus."""
+    method: Literal["sample", "beam", "beam-sample", "joint"] = "sample"
+    """Independent samples, beam search, beam sampling, or the path-weighted joint nucleus."""
     max_new_tokens: int = 64
     """Most new tokens."""
     temperature: float = 1.0
-    """For sample and joint: divisor of the logits; for sample, 0 takes the most probable token."""
+    """For all but beam: divisor of the logits; for sample, 0 takes the most probable token."""
     top_k: int | None = None
-    """For sample: only the k most probable tokens."""
+    """For sample and beam-sample: only the k most probable tokens."""
     top_p: float | None = None
-    """For sample and joint: mass of the nucleus; default: all for sample, 0.95 for joint."""
+    """For all but beam: mass of the nucleus; default: 0.95 for joint, else all."""
     min_p: float | None = None
-    """For sample and joint: only what is at least this fraction as probable as the first."""
+    """For all but beam: only what is at least this fraction as probable as the first."""
     num_samples: int = 1
     """For sample: continuations of each prompt."""
     num_paths: int = 4
-    """For beam and joint: paths kept per prompt."""
+    """For all but sample: paths kept per prompt."""
     length_penalty: float = 1.0
-    """For beam: exponent of the length in the score."""
+    """For beam and beam-sample: exponent of the length in the score."""
     mode: Mode = "gumbel"
     """For joint: draw the next paths, take the heaviest ones, or stochastic beam search."""
     num_candidates: int | None = None
@@ -81,8 +81,10 @@ class GenerateConfig:
     @property
     def rules(self) -> Method:
         """The method with its options."""
-        if self.method == "beam":
-            return BeamSearch(self.num_paths, length_penalty=self.length_penalty)
+        sampling = Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+        if self.method in ("beam", "beam-sample"):
+            drawn = sampling if self.method == "beam-sample" else None
+            return BeamSearch(self.num_paths, length_penalty=self.length_penalty, sampling=drawn)
         if self.method == "joint":
             return JointNucleus(
                 self.num_paths,
@@ -94,7 +96,7 @@ class GenerateConfig:
                 self.path_exponent,
                 self.final,
             )
-        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+        return sampling
 
 
 def generate_text(config: GenerateConfig) -> None:
