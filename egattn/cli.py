@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import json
 import logging
 import os
 import sys
@@ -147,6 +148,20 @@ def convert(args: Sequence[str]) -> None:
     print("\n".join(convert(_parse("convert", ConvertConfig, args))))
 
 
+def inspect(args: Sequence[str]) -> None:
+    """Says what a run, prepared data or a Hugging Face model is."""
+    import jax
+
+    from egattn.inspect import InspectConfig, inspect
+    from egattn.inspect.display import show
+
+    # Nothing is computed: an accelerator of this machine stays free for others.
+    jax.config.update("jax_platforms", "cpu")
+    config = _parse("inspect", InspectConfig, args)
+    values = inspect(config)
+    print(json.dumps(values, allow_nan=False)) if config.json else show(values)
+
+
 def report(args: Sequence[str]) -> None:
     """Draws figures and an HTML page from runs."""
     from egattn.report import ReportConfig, summary_lines, write_report
@@ -167,6 +182,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "cost": cost,
     "private": private,
     "convert": convert,
+    "inspect": inspect,
 }
 
 

@@ -1,0 +1,137 @@
+"""What a run is: its config, its checkpoints, their parameters, and what it has logged."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from egattn.convert.convert import ORIGIN
+from egattn.data import load_manifest
+from egattn.inspect.architecture import architecture
+from egattn.inspect.parameters import counts, describe_arrays, learned, read_arrays, table
+from egattn.report.runs import load_runs
+from egattn.report.summary import compare, range_counts
+from egattn.sharding import make_mesh
+from egattn.train.checkpoints import Checkpoints
+from egattn.train.config import TrainConfig
+from egattn.train.evaluate import read_run
+from egattn.train.integrity import damage, is_sealed
+from egattn.train.records import to_json
+
+
+def inspect_run(path: Path, step: int | None, shapes: bool, verify: bool) -> dict[str, Any]:
+    """Says what a run is.
+
+    Args:
+      path: Run directory.
+      step: Checkpoint to look into; None: the newest intact one.
+      shapes: Whether to read no array of the checkpoint, and thereby no checksum.
+      verify: Whether to compare the checksums of the data.
+
+    Returns:
+      Plain values; None for numbers that are not finite.
+
+    Raises:
+      FileNotFoundError: If the checkpoint asked for is not there or not intact.
+      ValueError: If the config or the records are not those of a run.
+    """
+    run = read_run(path)
+    saved = _checkpoints(run, shapes)
+    step = saved["newest"] if step is None else _check(run, saved, step, shapes)
+    tokens = None if step is None else step * run.batch_size * run.model.context_length
+    values = {"kind": "run", "path": str(path), "preset": run.preset}
+    values |= {"step": step, "steps": run.steps, "tokens_seen": tokens}
+    values |= {"architecture": architecture(run.model), "model": dataclasses.asdict(run.model)}
+    values |= {"penalty": dataclasses.asdict(run.penalty), "data": _data(run, verify)}
+    values |= {"initialised_from": _origin(run), "checkpoints": saved}
+    if step is not None:
+        values |= _parameters(run, step, shapes)
+    return json.loads(to_json(values | {"evaluation": _evaluation(path)}))
+
+
+def _checkpoints(run: TrainConfig, shapes: bool) -> dict[str, Any]:
+    directory = run.run / "checkpoints"
+    names = [p.name for p in directory.iterdir()] if directory.is_dir() else []
+    steps = sorted(int(name) for name in names if name.isdigit())
+    found: dict[str, Any] = {"steps": steps, "checked": not shapes, "newest": None, "problems": []}
+    if shapes:
+        sealed = [step for step in steps if is_sealed(directory / str(step))]
+        return found | {"newest": max(sealed, default=None)}
+    mesh = make_mesh("replica=1", jax.devices()[:1])
+    with Checkpoints(run, mesh, read_only=True) as checkpoints:
+        try:
+            found["newest"], problems = checkpoints.newest()
+            found["problems"] = list(problems.values())
+        except FileNotFoundError as error:
+            # What a run without an intact checkpoint is, is still to be said.
+            found["problems"] = [str(error)]
+    return found
+
+
+def _check(run: TrainConfig, saved: dict[str, Any], step: int, shapes: bool) -> int:
+    """Raises FileNotFoundError unless a checkpoint can be looked into."""
+    directory = run.run / "checkpoints"
+    if step not in saved["steps"]:
+        have = ", ".join(map(str, saved["steps"])) or "none"
+        raise FileNotFoundError(f"no checkpoint {step} in {directory} (have: {have})")
+    if step != saved["newest"] and not shapes:
+        problem = damage(directory / str(step))
+        if problem is not None:
+            raise FileNotFoundError(f"checkpoint {directory / str(step)}: {problem}")
+    return step
+
+
+def _parameters(run: TrainConfig, step: int, shapes: bool) -> dict[str, Any]:
+    checkpoint = run.run / "checkpoints" / str(step)
+    variables = describe_arrays(checkpoint) if shapes else read_arrays(checkpoint)
+    rows = table(run.model, variables)
+    found: dict[str, Any] = {"parameters": {**counts(run.model, rows), "table": rows}}
+    return found if shapes else found | {"learned": learned(run.model, variables["params"])}
+
+
+def _data(run: TrainConfig, verify: bool) -> dict[str, Any]:
+    """Where the training data are, and whether they are still what the run was trained on."""
+    about = {"path": str(run.data), "sha256": run.data_sha256 or None}
+    try:
+        manifest = load_manifest(run.data, verify=verify)
+    except FileNotFoundError:
+        return about | {"state": "missing"}
+    except ValueError as error:
+        return about | {"state": "damaged", "problem": str(error)}
+    state = "same" if manifest.sha256 == run.data_sha256 else "other"
+    if not run.data_sha256:
+        # A converted run, which was trained elsewhere.
+        state = "present"
+    return about | {"state": state, "verified": verify}
+
+
+def _origin(run: TrainConfig) -> dict[str, Any]:
+    if run.init_from is not None:
+        return {"kind": "run", "path": str(run.init_from), "sha256": run.init_sha256 or None}
+    if (run.run / ORIGIN).is_dir():
+        return {"kind": "hugging_face", "path": str(run.run / ORIGIN)}
+    return {"kind": "seed", "seed": run.seed}
+
+
+def _evaluation(path: Path) -> dict[str, Any] | None:
+    """The last evaluation that the run has logged."""
+    if not (path / "metrics.jsonl").is_file():
+        return None
+    (run,) = load_runs([path])
+    (row,) = compare([run])
+    heads = run.final_entropy
+    if heads is None:
+        return None
+    return {
+        "step": row.evaluated_at,
+        "windows": row.windows,
+        "loss": row.loss,
+        "perplexity": row.perplexity,
+        "bits_per_byte": row.bits_per_byte,
+        "max_entropy": run.max_entropy,
+        "uniform_entropy": run.uniform_entropy,
+        "head_entropy": heads,
+        "range_counts": range_counts(heads),
+    }
