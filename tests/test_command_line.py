@@ -235,6 +235,7 @@ BAD = [
     ("prepare {new} --source {new}/nothing", "existing path as source"),
     ("evaluate {new}", "is not a run directory"),
     ("evaluate {finished} --step 3", "no checkpoint 3 in"),
+    ("evaluate {finished} --step 0", "no checkpoint 0 in"),
     ("report {new}", ""),
 ]
 

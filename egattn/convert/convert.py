@@ -86,7 +86,7 @@ def convert(config: ConvertConfig) -> list[str]:
     weights = Weights(config.source)
     dtypes, left_out = {}, []
     if kind == MODEL_TYPE:
-        model, preset, flat = _read_own(values, weights, path)
+        model, preset, flat = read_own(values, weights, path)
     else:
         model, scaling = gpt2.read_config(values, path)
         preset = _PRESETS[model.activation]
@@ -94,7 +94,7 @@ def convert(config: ConvertConfig) -> list[str]:
     return _to_run(config, model, preset, flat, dtypes, left_out)
 
 
-def _read_own(
+def read_own(
     values: dict[str, Any], weights: Weights, path: Path
 ) -> tuple[DecoderConfig, str, dict[str, np.ndarray]]:
     """A decoder that GPT-2 could not express, as `_to_hugging_face` wrote it."""
@@ -125,7 +125,7 @@ def _to_run(
     left_out: list[str],
 ) -> list[str]:
     tokenizer = config.source / TOKENIZER_NAME
-    sha256 = _check_tokenizer(tokenizer, model.vocab_size) if tokenizer.is_file() else ""
+    sha256 = check_tokenizer(tokenizer, model.vocab_size) if tokenizer.is_file() else ""
     data = config.data or Path("data") / config.target.name
     run = TrainConfig(
         config.target, preset=preset, model=model, data=data, steps=1, tokenizer_sha256=sha256
@@ -156,7 +156,7 @@ def _to_run(
     ]
 
 
-def _check_tokenizer(path: Path, vocab_size: int) -> str:
+def check_tokenizer(path: Path, vocab_size: int) -> str:
     """Checksum that data prepared with this tokenizer will give for it."""
     tokenizer = load_tokenizer(path)
     tokens = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1

@@ -1,8 +1,7 @@
 """An architecture in a few lines."""
 
-import itertools
-
 from egattn.model import DecoderConfig
+from egattn.model.layers import run_spans
 
 _NORMS = {"layer_norm": "LayerNorm", "none": "no norm"}
 
@@ -36,8 +35,5 @@ def architecture(c: DecoderConfig) -> dict[str, str]:
 
 def spans(c: DecoderConfig) -> list[str]:
     """Layers of each run of one kind, e.g. ["0-2", "3"]."""
-    starts = itertools.accumulate((count for _, count in c.layer_runs), initial=0)
-    pairs = [
-        (start, start + count - 1) for start, (_, count) in zip(starts, c.layer_runs, strict=False)
-    ]
+    pairs = [(start, start + count - 1) for start, count in run_spans(c)]
     return [str(first) if first == last else f"{first}-{last}" for first, last in pairs]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from egattn.convert import gpt2
-from egattn.convert.convert import MODEL_TYPE, _check_tokenizer, _read_own
+from egattn.convert.convert import MODEL_TYPE, check_tokenizer, read_own
 from egattn.convert.weights import DTYPES, Weights
 from egattn.data.manifest import TOKENIZER_NAME
 from egattn.inspect.architecture import architecture
@@ -44,7 +44,7 @@ def inspect_hugging_face(path: Path, values: dict[str, Any]) -> dict[str, Any]:
         found |= _tensors(weights)
         model, left_out = _model(path, values, weights)
         tokenizer = path / TOKENIZER_NAME
-        sha256 = _check_tokenizer(tokenizer, model.vocab_size) if tokenizer.is_file() else None
+        sha256 = check_tokenizer(tokenizer, model.vocab_size) if tokenizer.is_file() else None
     except (ValueError, FileNotFoundError) as error:
         return found | {"obstacle": " ".join(str(error).split())}
     found |= {"architecture": architecture(model), "model": dataclasses.asdict(model)}
@@ -67,7 +67,7 @@ def _model(path: Path, values: dict[str, Any], weights: Weights) -> tuple[Decode
     """As `egattn.convert.convert` reads it; also the tensors that it leaves out."""
     config = path / "config.json"
     if values["model_type"] == MODEL_TYPE:
-        model, _, _ = _read_own(values, weights, config)
+        model, _, _ = read_own(values, weights, config)
         return model, []
     if values["model_type"] != gpt2.MODEL_TYPE:
         raise ValueError(f"{config}: expected model_type 'gpt2', got {values['model_type']!r:.100}")

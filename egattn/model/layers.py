@@ -35,7 +35,7 @@ def unstack(config: DecoderConfig, variables: Mapping[str, Any]) -> dict[str, An
             if not first.startswith("blocks_"):
                 flat[prefix + ".".join([first, *rest])] = value
                 continue
-            start, count = _runs(config)[int(first.removeprefix("blocks_"))]
+            start, count = run_spans(config)[int(first.removeprefix("blocks_"))]
             for i in range(count):
                 flat[prefix + ".".join(["layers", str(start + i), *rest])] = value[i]
     return flat
@@ -46,7 +46,7 @@ def stack(config: DecoderConfig, flat: Mapping[str, Any]) -> dict[str, Any]:
 
     A variable must be given for all layers of a run or for none.
     """
-    runs = _runs(config)
+    runs = run_spans(config)
     run_of = [run for run, (_, count) in enumerate(runs) for _ in range(count)]
     stacked: dict[tuple[str, ...], Any] = {}
     layers: dict[tuple[str, ...], dict[int, Any]] = {}
@@ -78,7 +78,7 @@ def per_layer(config: DecoderConfig, variables: Mapping[str, Any]) -> dict[str, 
     result = {}
     for collection, values in variables.items():
         result[collection] = {k: v for k, v in values.items() if not k.startswith("blocks_")}
-        for run, (start, count) in enumerate(_runs(config)):
+        for run, (start, count) in enumerate(run_spans(config)):
             block = values.get(f"blocks_{run}", {})
             for i in range(count):
                 result[collection][f"blocks_{start + i}"] = jax.tree.map(lambda x, i=i: x[i], block)
@@ -97,7 +97,7 @@ def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return {name: value.shape for name, value in flat.items()}
 
 
-def _runs(config: DecoderConfig) -> list[tuple[int, int]]:
-    """First layer and number of layers of each run."""
+def run_spans(config: DecoderConfig) -> list[tuple[int, int]]:
+    """Returns first layer and number of layers of each run of equal layers."""
     counts = [count for _, count in config.layer_runs]
     return list(zip(itertools.accumulate(counts, initial=0), counts, strict=False))

@@ -120,7 +120,7 @@ def load_state(run: TrainConfig, mesh: Mesh, step: int | None = None) -> TrainSt
       FileNotFoundError: If there is no such checkpoint.
     """
     with Checkpoints(run, mesh, read_only=True) as checkpoints:
-        step, skipped = (step, {}) if step else checkpoints.newest()
+        step, skipped = checkpoints.newest() if step is None else (step, {})
         for line in skipped.values():
             print(line, file=sys.stderr)
         if step is None:
