@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 # The tests' own environment: tools, and the TPU compiler, which warns in every program that there is no TPU.
 DEV := $(VENV)-dev
+# The documentation's: mkdocs and what it reads docstrings with.
+DOCS := $(VENV)-docs
 # The program that executes private inference: SPU needs Python 3.10 or 3.11. Without one the tests
 # of that program are skipped.
 PRIVATE := $(VENV)-private
 PRIVATE_PYTHON := $(shell for p in $(PYTHON) python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test check benchmark private private-env clean
+.PHONY: demo test check docs benchmark private private-env clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.demo
@@ -21,6 +23,10 @@ check: $(DEV)/.installed
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/pyright --pythonpath $(DEV)/bin/python
+
+# The site, in site/; a warning is an error. To look at it while writing: $(DOCS)/bin/mkdocs serve
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/mkdocs build --strict
 
 benchmark: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.step_time $(ARGS)
@@ -50,9 +56,10 @@ $(PRIVATE)/.installed: experiments/private_inference/requirements.txt
 	$(PYTHON) -m venv $*
 
 $(DEV)/.installed: EXTRAS := [dev]
+$(DOCS)/.installed: EXTRAS := [docs]
 %/.installed: setup.cfg pyproject.toml | %/bin/python
 	$*/bin/python -m pip install --quiet --editable '.$(EXTRAS)'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEV) $(PRIVATE) build *.egg-info
+	rm -rf $(VENV) $(DEV) $(DOCS) $(PRIVATE) build site *.egg-info
