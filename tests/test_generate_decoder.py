@@ -252,7 +252,10 @@ class TestCommandLine:
                 "p must be 1",
             ),
             ("generate {0} x --max-new-tokens 4 --num-samples 0", "num_samples must be at least 1"),
-            ("generate {0} x --max-new-tokens 4 --method beam --num-paths 513", "between 1 and 512"),
+            (
+                "generate {0} x --max-new-tokens 4 --method beam --num-paths 513",
+                "between 1 and 512",
+            ),
             ("generate {0} x --data {1}", "tokenizer.json"),
             ("generate {0} x --methd beam", "--method"),
         ):

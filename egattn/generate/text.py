@@ -154,13 +154,15 @@ def _tokenizer(config: GenerateConfig, run: TrainConfig) -> Tokenizer:
 
 
 class _Stream:
-    """Prints one continuation token by token; characters of several tokens once they are whole."""
+    """Prints one continuation token by token; characters of several tokens once they are whole.
+
+    The prompt comes with the first new token: an error finds an empty line.
+    """
 
     def __init__(self, tokenizer: Tokenizer, prompt: list[int]):
         self._tokenizer, self._prompt, self._tokens = tokenizer, prompt, list(prompt)
         self._write: Callable[[str], Any] = sys.stdout.write
-        self._shown = self._text()
-        self._write(self._shown)
+        self._shown = ""
 
     def add(self, tokens: np.ndarray) -> None:
         """Called with the tokens [1, 1] of a step."""
