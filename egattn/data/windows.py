@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -34,10 +34,11 @@ class _Reader:
         self._row = slice(context_length + 1)
         self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
         paths = [str(directory / shard.file) for shard in manifest.splits[split].shards]
-        self._records = grain.sources.ArrayRecordDataSource(paths)
+        self._records: Any = grain.sources.ArrayRecordDataSource(paths)
 
     def read(self, indices: Iterable[int]) -> Int32[np.ndarray, "rows tokens"]:
-        data = b"".join(self._records[index] for index in indices)
+        # All at once: one by one takes ten times as long.
+        data = b"".join(self._records.__getitems__(list(indices)))
         rows = np.frombuffer(data, self._dtype).reshape(self._shape)
         return rows[:, self._row].astype(np.int32)
 
