@@ -10,6 +10,7 @@ growing cache); *static* is what its documentation calls the fast way, a static 
 compiled forward pass, on GPUs only. Prompts are read within the time, compilation is not.
 """
 
+import copy
 import dataclasses
 import importlib.metadata
 import itertools
@@ -144,8 +145,7 @@ def rival_call(model: Any, config: Config, rival: Rival, prompts: np.ndarray, be
 def measure(config: Config, calls: dict[str, Call]) -> tuple[dict[str, list[float]], float]:
     """Seconds of every turn by name, and the share of tokens that all agree on."""
     made = {name: call() for name, call in calls.items()}
-    first = made["egattn"]
-    same = np.mean([np.mean(first == tokens) for tokens in made.values()])
+    same = np.mean(np.all([made["egattn"] == made[name] for name in config.rivals], axis=0))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(config.rounds):
         for name, call in calls.items():
@@ -170,7 +170,8 @@ def main() -> None:
         for dtype, batch, beams in itertools.product(config.dtypes, config.batches, config.beams):
             rng = np.random.default_rng(config.seed)
             prompts = rng.integers(1, config.vocab_size, (batch, config.prompt))
-            model = original.to(device, getattr(torch, dtype))
+            # A copy: conversion in place would round the weights for the next type, too.
+            model = copy.deepcopy(original).to(device, getattr(torch, dtype))
             decoder = Decoder(dataclasses.replace(model_config, dtype=dtype))
             ours = prepare(decoder, variables)
             calls = {"egattn": egattn_call(config, ours, prompts, beams)}

@@ -229,7 +229,7 @@ def _train_config(args: Sequence[str]):
 
     first = _preset_parser("train")
     first.add_argument("--data", type=Path, default=TrainConfig.data)
-    first.add_argument("--init-from", type=Path)
+    first.add_argument("--init-from", "--init_from", type=Path)
     known, rest = first.parse_known_args(args)
     fields: dict[str, Any] = {}
     if not {"-h", "--help"} & set(args):

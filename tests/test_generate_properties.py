@@ -285,7 +285,7 @@ def test_gather_moves_paths_at_any_axis():
     [
         ({"p": 0.0}, "p must be in .0, 1., got 0.0"),
         ({"p": 1.5}, "p must be in .0, 1., got 1.5"),
-        ({"temperature": 0.0}, "temperature must be > 0 and finite .*'topk'.*, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be at least 1e-30 and finite .*'topk'.*, got 0.0"),
         ({"path_exponent": -0.1}, "path_exponent must be in .0, 1., got -0.1"),
         ({"min_p": 2.0}, "min_p must be in .0, 1., got 2.0"),
         ({"num_paths": 0}, "num_paths must be at least 1, got 0"),

@@ -245,8 +245,12 @@ def test_entropy_of_the_next_token():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": -0.1}, "temperature must be finite and >= 0, got -0.1"),
-        ({"temperature": float("nan")}, "temperature must be finite and >= 0, got nan"),
+        ({"temperature": -0.1}, "temperature must be 0 or at least 1e-30, and finite, got -0.1"),
+        ({"temperature": 1e-40}, "at least 1e-30, and finite, got 1e-40"),
+        (
+            {"temperature": float("nan")},
+            "temperature must be 0 or at least 1e-30, and finite, got nan",
+        ),
         ({"top_k": 0}, "top_k must be between 1 and 3 .the vocabulary., got 0"),
         ({"top_k": 4}, "top_k must be between 1 and 3 .the vocabulary., got 4"),
         ({"top_p": 0.0}, "top_p must be in .0, 1., got 0.0"),

@@ -1,7 +1,6 @@
 """`egattn convert`: a Hugging Face directory to a run directory, and a run directory to one."""
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from egattn.convert import gpt2
 from egattn.convert.weights import DTYPES, SINGLE, Weights, read_json, write
 from egattn.data.manifest import TOKENIZER_NAME, sha256_file
 from egattn.data.staging import staged_directory
-from egattn.data.tokenizer import END_OF_TEXT, end_token_id, load_tokenizer
+from egattn.data.tokenizer import END_OF_TEXT, end_token_id, load_tokenizer, tokenizer_sha256
 from egattn.model import DecoderConfig
 from egattn.model.layers import shapes, stack, unstack
 from egattn.model.linear import SPECTRAL
@@ -165,7 +164,7 @@ def check_tokenizer(path: Path, vocab_size: int) -> str:
             f"{path} has {tokens} tokens, but config.json has vocab_size {vocab_size}: expected "
             "one row of the embedding per token"
         )
-    return hashlib.sha256(tokenizer.to_str(pretty=True).encode()).hexdigest()
+    return tokenizer_sha256(tokenizer)
 
 
 def _save(run: TrainConfig, variables: dict[str, Any]) -> None:

@@ -260,7 +260,7 @@ def _canonical(weights: Weights) -> tuple[dict[str, str], list[str]]:
             continue
         canonical = name if bare == "lm_head.weight" else _PREFIX + bare
         if canonical in present:
-            raise ValueError(f"{canonical} occurs twice, with and without {_PREFIX!r}")
+            raise ValueError(f"{canonical!r:.100} occurs twice, with and without {_PREFIX!r}")
         present[canonical] = name
     return present, masks
 

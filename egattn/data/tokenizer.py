@@ -1,5 +1,6 @@
 """Byte-level BPE tokenizers: training, loading with checks, and the bytes behind every token."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,6 +92,11 @@ def end_token_id(tokenizer: Tokenizer) -> int:
     if index is None:
         raise ValueError(f"expected the token {END_OF_TEXT}, got a vocabulary without it")
     return index
+
+
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
+    """Returns the checksum of the tokenizer.json that data prepared with it have."""
+    return hashlib.sha256(tokenizer.to_str(pretty=True).encode()).hexdigest()
 
 
 def bytes_of_tokens(tokenizer: Tokenizer) -> np.ndarray:

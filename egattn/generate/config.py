@@ -1,6 +1,7 @@
 """What can be chosen about decoding, and the checks of it."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,9 @@ from egattn._spelling import unknown
 
 Scalar = int | float | Float[Array, ""]
 """A number, which may be traced; its range is checked when it is not."""
+
+LEAST_TEMPERATURE = 1e-30
+"""Logits divided by less leave float32's range."""
 
 Mode = Literal["gumbel", "topk", "sbs"]
 Final = Literal["best", "sample", "vote"]
@@ -36,8 +40,8 @@ class Sampling:
 
     def check(self, vocab: int) -> None:
         """Raises ValueError if a value that is not traced is out of range."""
-        finite = "finite and >= 0"
-        check_number("temperature", self.temperature, lambda x: 0 <= x < float("inf"), finite)
+        finite = f"0 or at least {LEAST_TEMPERATURE}, and finite"
+        check_number("temperature", self.temperature, lambda x: x == 0 or _divides(x), finite)
         if self.top_k is not None:
             check_count("top_k", self.top_k, vocab, " (the vocabulary)")
         if self.top_p is not None:
@@ -77,6 +81,7 @@ class BeamSearch:
             check_number("temperature", self.sampling.temperature, lambda x: x > 0, positive)
         check_count("num_beams", self.num_beams, vocab, " (the vocabulary)")
         check_count("num_return_sequences", self.returned, self.num_beams, " (num_beams)")
+        check_number("length_penalty", self.length_penalty, math.isfinite, "finite")
         if self.early_stopping not in (True, False, "never"):
             expected = "True, False or 'never'"
             raise ValueError(f"early_stopping must be {expected}, got {self.early_stopping!r}")
@@ -95,7 +100,8 @@ class JointNucleus:
     num_paths: int = 4
     """Paths per row K."""
     num_candidates: int | None = None
-    """Tokens M considered per path, at most V; None for min(64, V). Too few show in `exact`."""
+    """Tokens M considered per path, at most V; None for min(64, V), for "sbs" V. Too few show in
+    `exact`."""
     mode: Mode = "gumbel"
     """"gumbel" draws K distinct pairs from the nucleus, "topk" takes its K heaviest, "sbs" is
     stochastic beam search: K sequences of the model without replacement, with no nucleus."""
@@ -116,7 +122,8 @@ class JointNucleus:
 
     def candidates(self, vocab: int) -> int:
         """Tokens considered per path."""
-        return min(64, vocab) if self.num_candidates is None else self.num_candidates
+        default = vocab if self.mode == "sbs" else min(64, vocab)
+        return default if self.num_candidates is None else self.num_candidates
 
     def check(self, vocab: int) -> None:
         """Raises ValueError if a value that is not traced is out of range."""
@@ -124,8 +131,9 @@ class JointNucleus:
         check_count("num_candidates", self.candidates(vocab), vocab, " (the vocabulary)")
         check_number("p", self.p, lambda x: 0 < x <= 1, "in (0, 1]")
         Sampling(min_p=self.min_p).check(vocab)
-        positive = "> 0 and finite (for the most probable, mode 'topk')"
-        check_number("temperature", self.temperature, lambda x: 0 < x < float("inf"), positive)
+        least = f"at least {LEAST_TEMPERATURE} and finite (for the most probable, mode 'topk')"
+        check_number("temperature", self.temperature, _divides, least)
+        check_number("length_exponent", self.length_exponent, math.isfinite, "finite")
         check_number("path_exponent", self.path_exponent, lambda x: 0 <= x <= 1, "in [0, 1]")
         for name, value, valid in (("mode", self.mode, Mode), ("final", self.final, Final)):
             if value not in get_args(valid):
@@ -143,6 +151,10 @@ def check_count(name: str, value: int, most: int | None = None, why: str = "") -
     if value < 1 or (most is not None and value > most):
         limit = f"between 1 and {most}{why}" if most is not None else "at least 1"
         raise ValueError(f"{name} must be {limit}, got {value}")
+
+
+def _divides(temperature: float) -> bool:
+    return LEAST_TEMPERATURE <= temperature < math.inf
 
 
 def check_number(name: str, value: Any, test: Callable[[float], bool], expected: str) -> None:

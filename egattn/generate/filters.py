@@ -22,7 +22,7 @@ def filter_logits(
       ValueError: If a value that is not traced is out of range.
     """
     sampling.check(logits.shape[-1])
-    logits = logits / sampling.divisor
+    logits = tempered(logits, sampling.divisor)
     if sampling.top_k is not None:
         logits = jnp.where(_top_k(logits, max(sampling.top_k, keep)), logits, -jnp.inf)
     if sampling.top_p is not None:
@@ -32,6 +32,11 @@ def filter_logits(
         enough = enough if keep == 1 else enough | _top_k(logits, keep)
         logits = jnp.where(enough, logits, -jnp.inf)
     return logits
+
+
+def tempered(logits: Float[Array, "*batch vocab"], temperature: Scalar) -> Array:
+    """Logits divided by the temperature, the largest first moved to 0, lest they overflow."""
+    return (logits - jnp.max(logits, -1, keepdims=True)) / temperature
 
 
 def above_share(logits: Array, largest: Array, share: Scalar) -> Bool[Array, "..."]:

@@ -1,5 +1,6 @@
 """Continues prompts with a decoder: `generate`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from egattn._spelling import unknown
 from egattn.generate.beam import Beams, beam_search
-from egattn.generate.config import BeamSearch, JointNucleus, Sampling, check_count
+from egattn.generate.config import BeamSearch, JointNucleus, Sampling, Scalar, check_count
 from egattn.generate.joint_nucleus import JointPaths, joint_nucleus
 from egattn.generate.network import Network, prepare
 from egattn.generate.sample import Samples, sample
@@ -69,7 +70,7 @@ def generate(
       method: `Sampling` (temperature 0 is greedy), `BeamSearch` or `JointNucleus`.
       max_new_tokens: Most new tokens.
       num_samples: For `Sampling`, independent continuations of each prompt.
-      eos: Ids that end a continuation; None: only the length does.
+      eos: Id or ids that end a continuation; None: only the length does.
       pad: Token after the end.
       seed: Chooses the draws.
       beyond: Whether positions beyond the context length raise, or use what the last one learned.
@@ -81,33 +82,58 @@ def generate(
 
     Raises:
       ValueError: If a prompt is empty or too long, a token or an option is out of range.
+      FloatingPointError: If the log-probability of what was chosen is not finite.
     """
-    _check(model, prompts, method, max_new_tokens, num_samples, beyond)
+    ends = () if eos is None else tuple(map(int, np.atleast_1d(np.asarray(eos)).tolist()))
+    _check(model, prompts, method, max_new_tokens, num_samples, seed, beyond)
+    _check_tokens(model, "eos", ends)
+    _check_tokens(model, "pad", [pad])
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     tokens = np.zeros((len(prompts), int(lengths.max())), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
-    return _run(
-        model,
-        method,
-        max_new_tokens,
-        num_samples,
-        eos if eos is None or isinstance(eos, int) else tuple(eos),
-        pad,
-        on_tokens,
-        variables,
-        tokens,
-        lengths,
-        jax.random.key(seed),
+    rules, numbers = _split(method)
+    sizes = (max_new_tokens, num_samples, ends, int(pad), on_tokens)
+    key = jax.random.key(seed)
+    made = _run(model, rules, *sizes, numbers, variables, tokens, lengths, key)
+    chosen = np.take_along_axis(
+        np.asarray(made.log_probability), np.asarray(made.choice)[:, None], 1
     )
+    if not np.isfinite(chosen).all():
+        raise FloatingPointError("the decoder's logits are not finite: nothing can be chosen")
+    return made
 
 
-def _check(model: Decoder, prompts, method: Method, new: int, samples: int, beyond: str) -> None:
+def _split(method: Any) -> tuple[Any, dict[str, Any]]:
+    """A method without its numbers, and the numbers: other numbers need no other program."""
+    numbers = {}
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if field.type is Scalar or (field.type == Scalar | None and value is not None):
+            numbers[field.name] = jnp.float32(value)
+        elif isinstance(value, Sampling):
+            rules, numbers[field.name] = _split(value)
+            method = dataclasses.replace(method, **{field.name: rules})
+    plain = {name: 1.0 for name, x in numbers.items() if not isinstance(x, dict)}
+    return dataclasses.replace(method, **plain), numbers
+
+
+def _joined(rules: Any, numbers: dict[str, Any]) -> Any:
+    """The inverse of `_split`."""
+    for name, x in numbers.items():
+        x = _joined(getattr(rules, name), x) if isinstance(x, dict) else x
+        rules = dataclasses.replace(rules, **{name: x})
+    return rules
+
+
+def _check(model: Decoder, prompts, method: Method, new, samples, seed, beyond) -> None:
     c = model.config
     if beyond not in ("raise", "last"):
         raise ValueError(unknown("choice of beyond", beyond, ("raise", "last")))
     check_count("max_new_tokens", new)
     check_count("num_samples", samples)
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must fit into 64 bits, got {seed}")
     if samples > 1 and not isinstance(method, Sampling):
         raise ValueError(f"num_samples is for sampling, got {samples} with {type(method).__name__}")
     if not len(prompts):
@@ -115,8 +141,7 @@ def _check(model: Decoder, prompts, method: Method, new: int, samples: int, beyo
     for prompt in prompts:
         if not len(prompt):
             raise ValueError("expected prompts of at least one token, got an empty one")
-        if min(prompt) < 0 or max(prompt) >= c.vocab_size:
-            raise ValueError(f"expected tokens below {c.vocab_size}, got {list(prompt)}")
+        _check_tokens(model, "prompt", prompt)
         # The last new token is not read.
         longest = c.context_length - new + 1
         if len(prompt) > (longest if beyond == "raise" else c.context_length):
@@ -127,9 +152,16 @@ def _check(model: Decoder, prompts, method: Method, new: int, samples: int, beyo
     method.check(c.vocab_size)
 
 
+def _check_tokens(model: Decoder, name: str, tokens: Sequence[int]) -> None:
+    vocab = model.config.vocab_size
+    for token in tokens:
+        if not 0 <= token < vocab:
+            raise ValueError(f"{name}: expected tokens of 0 to {vocab - 1}, got {token}")
+
+
 @functools.partial(jax.jit, static_argnums=range(7))
-def _run(model, method, new, samples, eos, pad, on_tokens, variables, tokens, lengths, key):
-    paths = samples
+def _run(model, rules, new, samples, eos, pad, on_tokens, numbers, variables, tokens, lengths, key):
+    method, paths = _joined(rules, numbers), samples
     if isinstance(method, BeamSearch):
         paths = method.num_beams
     elif isinstance(method, JointNucleus):
@@ -137,7 +169,7 @@ def _run(model, method, new, samples, eos, pad, on_tokens, variables, tokens, le
     if model.stacked:
         model, variables = prepare(model, variables)
     network = Network(model, variables, paths)
-    logits, _, cache = network.prefill(tokens, lengths, tokens.shape[1] + new)
+    logits, cache = network.prefill(tokens, lengths, tokens.shape[1] + new)
     step = network.step if on_tokens is None else _telling(network.step, on_tokens)
     sizes: dict[str, Any] = {"max_new_tokens": new, "eos": eos, "pad": pad}
     first = jnp.zeros(len(tokens), jnp.int32)

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from egattn.generate.config import JointNucleus
-from egattn.generate.filters import above_share, nucleus
+from egattn.generate.filters import above_share, nucleus, tempered
 from egattn.generate.search import (
     Choice,
     Eos,
@@ -158,7 +158,7 @@ def _candidates(
 ) -> tuple[Array, Array, Array]:
     """Log-probabilities at temperature and their tokens, and at temperature 1, all [B, K, M]."""
     count = rules.candidates(logits.shape[-1])
-    value, token = lax.top_k(jax.nn.log_softmax(logits / rules.temperature), count)
+    value, token = lax.top_k(jax.nn.log_softmax(tempered(logits, rules.temperature)), count)
     plain = jnp.take_along_axis(jax.nn.log_softmax(logits), token, -1)
     # A finished path goes on as itself, with certainty, whatever the model says of its padding.
     itself = jnp.where(jnp.arange(count) == 0, 0.0, -jnp.inf)

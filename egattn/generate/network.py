@@ -21,8 +21,6 @@ class Prefilled(NamedTuple):
 
     logits: Float[Array, "batch vocab"]
     """Of the token after each prompt."""
-    entropy: Float[Array, "batch layers heads"]
-    """Attention entropy of each prompt's last position, nats."""
     cache: Cache
     """State of `Network.step`, `paths` equal ones per prompt."""
 
@@ -79,11 +77,9 @@ class Network:
         output, cache = self._apply(
             self._empty(tokens.shape[0], room), tokens, positions, lengths - 1
         )
-        # [layers, batch, heads, length] at each prompt's end.
-        end = jnp.take_along_axis(output.entropy, (lengths - 1)[None, :, None, None], axis=3)
         cache = jax.tree.map(lambda x: jnp.repeat(x, self.paths, axis=0), cache)
         start = {"lengths": lengths, CACHE: cache}
-        return Prefilled(output.logits[:, 0], end[..., 0].transpose(1, 0, 2), start)
+        return Prefilled(output.logits[:, 0], start)
 
     def step(
         self, cache: Cache, tokens: Int[Array, "batch paths"], t: Int[Array, ""] | int

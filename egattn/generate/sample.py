@@ -8,7 +8,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from egattn.generate.config import Sampling
-from egattn.generate.filters import filter_logits
+from egattn.generate.filters import filter_logits, tempered
 from egattn.generate.search import (
     Choice,
     Eos,
@@ -113,15 +113,15 @@ def _advance(
     state: _State, logits: Array, chosen: Array, sampling: Sampling, ends: Array, pad: int
 ) -> tuple[_State, Choice]:
     plain = _log_probability(logits, chosen)
-    tempered = _log_probability(logits / sampling.divisor, chosen)
-    tempered = jnp.where(sampling.temperature == 0, 0.0, tempered)
-    plain, tempered = (jnp.where(state.done, 0.0, x) for x in (plain, tempered))
+    drawn = _log_probability(tempered(logits, sampling.divisor), chosen)
+    drawn = jnp.where(sampling.temperature == 0, 0.0, drawn)
+    plain, drawn = (jnp.where(state.done, 0.0, x) for x in (plain, drawn))
     done = state.done | is_eos(chosen, ends)
     choice = Choice(
         tokens=jnp.where(state.done, pad, chosen),
         parents=jnp.broadcast_to(jnp.arange(chosen.shape[1]), chosen.shape),
         finished=jnp.all(done, 1),
-        record=(plain, tempered),
+        record=(plain, drawn),
     )
     return _State(done, state.lengths + ~state.done, state.log_probability + plain), choice
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from egattn.convert.convert import ORIGIN
 from egattn.data import load_tokenizer
 from egattn.data.manifest import TOKENIZER_NAME, sha256_file
-from egattn.data.tokenizer import end_token_id
+from egattn.data.tokenizer import end_token_id, tokenizer_sha256
 from egattn.generate.config import BeamSearch, Final, JointNucleus, Mode, Sampling
 from egattn.generate.generate import Beyond, Generated, Method, generate
 from egattn.model import Decoder
@@ -23,6 +23,23 @@ from egattn.model.linear import SPECTRAL
 from egattn.sharding import make_mesh
 from egattn.train.config import TrainConfig
 from egattn.train.evaluate import load_state, read_run
+
+_DRAWING = ("sample", "beam-sample", "joint")
+# Methods that have an option; all have the others.
+_FOR = {
+    "temperature": _DRAWING,
+    "top_k": ("sample", "beam-sample"),
+    "top_p": _DRAWING,
+    "min_p": _DRAWING,
+    "num_samples": ("sample",),
+    "num_paths": ("beam", "beam-sample", "joint"),
+    "length_penalty": ("beam", "beam-sample"),
+    "mode": ("joint",),
+    "num_candidates": ("joint",),
+    "path_exponent": ("joint",),
+    "final": ("joint",),
+    "seed": _DRAWING,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +94,16 @@ class GenerateConfig:
         """Checks what needs no network."""
         if not self.prompts:
             raise ValueError("expected at least one prompt, got none")
+        for prompt in self.prompts:
+            if any("\ud800" <= character <= "\udfff" for character in prompt):
+                raise ValueError(f"expected prompts in UTF-8, got {prompt!a}")
+        if self.report and self.json:
+            raise ValueError("report is part of json: expected one of them, got both")
+        for field in dataclasses.fields(self):
+            methods = _FOR.get(field.name, (self.method,))
+            if self.method not in methods and getattr(self, field.name) != field.default:
+                name = field.name.replace("_", "-")
+                raise ValueError(f"{name} is for method {', '.join(methods)}, got {self.method}")
 
     @property
     def rules(self) -> Method:
@@ -112,45 +139,65 @@ def generate_text(config: GenerateConfig) -> None:
     tokenizer = _tokenizer(config, run)
     end = end_token_id(tokenizer)
     prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in config.prompts]
-    state = load_state(run, make_mesh("replica=1", jax.devices()[:1]), config.step)
+    variables = _variables(run, config.step)
     streams = len(prompts) == 1 and config.method == "sample" and config.num_samples == 1
     stream = _Stream(tokenizer, prompts[0]) if streams and not config.json else None
     made = generate(
         Decoder(run.model),
-        {"params": state.params, SPECTRAL: state.spectral},
+        variables,
         prompts,
         config.rules,
         max_new_tokens=config.max_new_tokens,
-        num_samples=config.num_samples if config.method == "sample" else 1,
+        num_samples=config.num_samples,
         eos=end,
         pad=end,
         seed=config.seed,
         beyond=config.beyond,
         on_tokens=None if stream is None else stream.add,
     )
-    made = jax.device_get(jax.block_until_ready(made))
+    made = jax.device_get(made)
+    # The last tokens may still be on their way to the stream.
+    jax.effects_barrier()
+    _warn_inexact(made)
     if config.json:
         print(json.dumps(describe(tokenizer, config.prompts, made), allow_nan=False))
         return
     if stream is not None:
         stream.end(made.tokens[0, 0, : made.lengths[0, 0]])
     else:
-        _print_all(tokenizer, config.prompts, made)
+        _print_all(tokenizer, config, made)
     if config.report:
         _print_report(tokenizer, made)
 
 
 def _tokenizer(config: GenerateConfig, run: TrainConfig) -> Tokenizer:
     """The one given, the training data's, or the one that a converted run brought along."""
-    path, origin = run.data / TOKENIZER_NAME, config.run / ORIGIN / TOKENIZER_NAME
-    if config.data is not None:
-        path = config.data / TOKENIZER_NAME
-    elif origin.is_file() and not path.is_file():
-        return load_tokenizer(origin)
-    tokenizer = load_tokenizer(path)
-    if run.tokenizer_sha256 not in ("", sha256_file(path)):
-        raise ValueError(f"{config.run} was trained with another tokenizer than {path}")
-    return tokenizer
+    directories = [run.data, config.run / ORIGIN] if config.data is None else [config.data]
+    paths = [directory / TOKENIZER_NAME for directory in directories]
+    present = [path for path in paths if path.is_file()]
+    for path in present:
+        tokenizer = load_tokenizer(path)
+        if run.tokenizer_sha256 in ("", sha256_file(path), tokenizer_sha256(tokenizer)):
+            return tokenizer
+    if not present:
+        raise FileNotFoundError(f"expected a tokenizer.json, got no file at {paths[0]}")
+    raise ValueError(f"{config.run} was trained with another tokenizer than {present[0]}")
+
+
+def _variables(run: TrainConfig, step: int | None) -> dict[str, Any]:
+    """The decoder's variables; the optimiser's state, twice as large, is let go."""
+    state = load_state(run, make_mesh("replica=1", jax.devices()[:1]), step)
+    return {"params": state.params, SPECTRAL: state.spectral}
+
+
+def _warn_inexact(made: Generated) -> None:
+    exact = getattr(made.details, "exact", np.bool_(True))
+    if not np.all(exact):
+        print(
+            f"{np.sum(~exact)} of {exact.size} steps did not see all tokens that they might have "
+            "chosen: more --num-candidates would",
+            file=sys.stderr,
+        )
 
 
 class _Stream:
@@ -188,11 +235,13 @@ class _Stream:
 
 def describe(tokenizer: Tokenizer, prompts: tuple[str, ...], made: Generated) -> dict[str, Any]:
     """What was generated, as plain lists and numbers."""
+    exact = getattr(made.details, "exact", None)
     return {
         "prompts": [
             {
                 "prompt": prompt,
                 "choice": int(made.choice[row]),
+                **({} if exact is None else {"exact": exact[row].tolist()}),
                 "continuations": [
                     _continuation(tokenizer, made, row, path)
                     for path in range(made.tokens.shape[1])
@@ -216,14 +265,16 @@ def _continuation(tokenizer: Tokenizer, made: Generated, row: int, path: int) ->
     }
 
 
-def _print_all(tokenizer: Tokenizer, prompts: tuple[str, ...], made: Generated) -> None:
+def _print_all(tokenizer: Tokenizer, config: GenerateConfig, made: Generated) -> None:
     paths = made.tokens.shape[1]
-    for row, prompt in enumerate(prompts):
+    # Independent samples are all alike.
+    chooses = paths > 1 and config.method != "sample"
+    for row, prompt in enumerate(config.prompts):
         for path in range(paths):
             if not made.lengths[row, path]:
                 continue
             found = _continuation(tokenizer, made, row, path)
-            chosen = ", chosen" if paths > 1 and path == made.choice[row] else ""
+            chosen = ", chosen" if chooses and path == made.choice[row] else ""
             print(
                 f"--- {row + 1}.{path + 1}, log-probability {found['log_probability']:.2f}{chosen}"
             )

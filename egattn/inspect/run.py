@@ -76,8 +76,9 @@ def _check(run: TrainConfig, saved: dict[str, Any], step: int, shapes: bool) -> 
     if step not in saved["steps"]:
         have = ", ".join(map(str, saved["steps"])) or "none"
         raise FileNotFoundError(f"no checkpoint {step} in {directory} (have: {have})")
-    if step != saved["newest"] and not shapes:
-        problem = damage(directory / str(step))
+    if step != saved["newest"]:
+        unsealed = None if is_sealed(directory / str(step)) else "not completely written"
+        problem = unsealed if shapes else damage(directory / str(step))
         if problem is not None:
             raise FileNotFoundError(f"checkpoint {directory / str(step)}: {problem}")
     return step
@@ -117,7 +118,9 @@ def _origin(run: TrainConfig) -> dict[str, Any]:
 
 def _evaluation(path: Path) -> dict[str, Any] | None:
     """The last evaluation that the run has logged."""
-    if not (path / "metrics.jsonl").is_file():
+    log = path / "metrics.jsonl"
+    # A run that was killed at its start has a log without one whole line.
+    if not log.is_file() or b"\n" not in log.read_bytes():
         return None
     (run,) = load_runs([path])
     (row,) = compare([run])

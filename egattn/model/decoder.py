@@ -165,7 +165,13 @@ class Decoder(nn.Module):
           ValueError: If T exceeds the context length.
         """
         hidden, head, entropy = self.features(tokens, segment_ids)
-        return DecoderOutput(self._logits(hidden, head), entropy)
+        logits = jnp.einsum(
+            "btd,vd->btv",
+            hidden,
+            head[: self.config.vocab_size].astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return DecoderOutput(logits, entropy)
 
     def decode(
         self,
@@ -185,12 +191,9 @@ class Decoder(nn.Module):
         hidden, head, entropy = self.features(tokens, None, positions)
         if last is not None:
             hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-        return DecoderOutput(self._logits(hidden, head), entropy)
-
-    def _logits(self, hidden, head):
-        # Cut afterwards: the logits are smaller than the matrix, which would be copied.
         logits = multiply_transposed(hidden, head.astype(hidden.dtype), "float32")
-        return logits[..., : self.config.vocab_size]
+        # Cut afterwards: the logits of a few tokens are smaller than the matrix.
+        return DecoderOutput(logits[..., : self.config.vocab_size], entropy)
 
     def features(
         self,

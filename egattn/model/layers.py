@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from egattn.model import Decoder, DecoderConfig
 from egattn.model.linear import SPECTRAL
 
-_LAYER = re.compile(r"layers\.(\d+)\.(.*)")
+LAYER = re.compile(r"layers\.(\d+)\.(.*)")
 
 
 def unstack(config: DecoderConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def stack(config: DecoderConfig, flat: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in flat.items():
         collection = SPECTRAL if name.startswith(f"{SPECTRAL}.") else "params"
         name = name.removeprefix(f"{SPECTRAL}.")
-        match = _LAYER.fullmatch(name)
+        match = LAYER.fullmatch(name)
         if match is None:
             stacked[(collection, *name.split("."))] = value
         else:

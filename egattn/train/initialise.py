@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from egattn.model import Decoder, DecoderConfig
-from egattn.model.layers import shapes, stack, unstack
+from egattn.model.layers import LAYER, shapes, stack, unstack
 from egattn.model.linear import SPECTRAL
 from egattn.optimizer import make_optimizer
 from egattn.sharding import make_mesh, state_sharding
@@ -29,7 +28,6 @@ _INHERITED = (
 )
 # Axis of positions, of which a shorter network takes the first.
 _POSITIONS = {"position_embedding.embedding": 0, "attention.log_temperature": 1}
-_LAYER = re.compile(r"layers\.(\d+)\.(.*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +67,7 @@ class _Taking(NamedTuple):
 def _grouped(names: dict[str, str]) -> list[str]:
     groups: dict[tuple[str, str], list[int]] = {}
     for name, remark in names.items():
-        match = _LAYER.search(name)
+        match = LAYER.search(name)
         key = name if match is None else name.replace(match[0], match[2])
         groups.setdefault((key, remark), []).extend([] if match is None else [int(match[1])])
     lines = []
@@ -220,7 +218,7 @@ def _plan(config: TrainConfig, origin: TrainConfig) -> tuple[dict[str, _Taking],
         remark = "" if parts[0] == name else f"from {' and '.join(parts)}"
         got = before[parts[0]]
         if len(parts) == 1 and got != shape:
-            axis = _POSITIONS.get(_LAYER.sub(r"\2", name))
+            axis = _POSITIONS.get(LAYER.sub(r"\2", name))
             if axis is None or got[axis] < shape[axis]:
                 raise ValueError(
                     f"{name} has shape {list(got)} in {origin.run}, expected {list(shape)}"

@@ -24,7 +24,7 @@ from egattn.train.claim import claimed
 from egattn.train.config import TrainConfig
 from egattn.train.console import Display
 from egattn.train.distributed import join, together
-from egattn.train.evaluate import Evaluator, check_data
+from egattn.train.evaluate import Evaluator, check_data, read_run
 from egattn.train.flops import utilisation
 from egattn.train.initialise import Report, check_origin, first_state
 from egattn.train.nonfinite import Nonfinite, is_finite
@@ -63,7 +63,8 @@ def _train(config: TrainConfig, stop: StopRequest) -> dict[str, Any]:
         config, data_sha256=manifest.sha256, tokenizer_sha256=manifest.tokenizer_sha256
     )
     if config.init_from is not None:
-        config = dataclasses.replace(config, init_sha256=check_origin(config, config.init_from))
+        taken = _taken(config) or check_origin(config, config.init_from)
+        config = dataclasses.replace(config, init_sha256=taken)
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.batch_size // config.accumulation, config.model.context_length)
     with claimed(config), Checkpoints(config, mesh) as checkpoints:
@@ -242,6 +243,14 @@ def _environment(config: TrainConfig, mesh: Mesh, state: TrainState) -> dict[str
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "tokens_per_step": config.batch_size * config.model.context_length,
     }
+
+
+def _taken(config: TrainConfig) -> str:
+    """What a run that goes on started from: the origin may be gone by now, or have trained on."""
+    if not (config.run / "config.json").is_file():
+        return ""
+    before = read_run(config.run)
+    return before.init_sha256 if before.init_from == config.init_from else ""
 
 
 def _origin(report: Report | None) -> dict[str, Any]:

@@ -75,8 +75,9 @@ def _repeat(run: TrainConfig, manifest, step: int) -> tuple[dict[str, np.ndarray
     mesh = make_mesh(run.mesh)
     check_batch(mesh, run.batch_size // run.accumulation, run.model.context_length)
     with Checkpoints(run, mesh, read_only=True) as checkpoints:
-        first = checkpoints.newest(below=step)[0] or 0
-        state = checkpoints.restore(first) if first else first_state(run, mesh)[0]
+        saved = checkpoints.newest(below=step)[0]
+        state = first_state(run, mesh)[0] if saved is None else checkpoints.restore(saved)
+    first = saved or 0
     source = batches(
         run.data,
         manifest,
