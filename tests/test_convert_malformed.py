@@ -200,7 +200,7 @@ WTE, BIAS = "transformer.wte.weight", "transformer.h.0.attn.c_attn.bias"
         (changed(BIAS, np.zeros(12, np.int8)), "is I8, expected one of F32, F16, BF16"),
         (changed(BIAS, np.full(12, np.nan, np.float32)), "12 numbers that are not finite"),
         (changed(BIAS, np.full(12, np.inf, np.float16)), "12 numbers that are not finite"),
-        (changed("h.0.attn.c_attn.bias", np.zeros(12, np.float32)), f"{BIAS} occurs twice"),
+        (changed("h.0.attn.c_attn.bias", np.zeros(12, np.float32)), f"'{BIAS}' occurs twice"),
         (changed("lm_head.weight", TENSORS[WTE] + 1), "lm_head.weight is not the token embedding"),
         ({}, "n_layer is 1, but there are only 0 tensors"),
     ],
