@@ -28,9 +28,8 @@ from benchmarks.table import digits, jax_about, quartiles, save_table, write_tab
 from egattn.convert import ConvertConfig, convert
 from egattn.generate import BeamSearch, Sampling, generate, prepare
 from egattn.model import Decoder, DecoderConfig
-from egattn.model.linear import SPECTRAL
-from egattn.sharding import make_mesh
-from egattn.train.evaluate import load_state, read_run
+from egattn.train.evaluate import read_run
+from egattn.train.variables import load_variables
 
 try:
     import torch  # pyright: ignore[reportMissingImports]  # not needed by the library
@@ -104,8 +103,7 @@ def converted(source: Path) -> tuple[DecoderConfig, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         convert(ConvertConfig(source, Path(scratch) / "run"))
         run = read_run(Path(scratch) / "run")
-        state = load_state(run, make_mesh("replica=1", jax.devices()[:1]))
-    return run.model, {"params": state.params, SPECTRAL: state.spectral}
+        return run.model, load_variables(run)[1]
 
 
 def egattn_call(config: Config, ours: tuple[Decoder, Any], prompts: np.ndarray, beams: int) -> Call:

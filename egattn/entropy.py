@@ -65,22 +65,8 @@ def entropy_penalty(
     Reference:
       Jha & Reagen, arXiv 2501.03489, Algorithm 1.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(unknown("penalty kind", kind, get_args(Kind)))
-    if reduction not in get_args(Reduction):
-        raise ValueError(unknown("penalty reduction", reduction, get_args(Reduction)))
-    if tolerance < 0:
-        raise ValueError(f"tolerance must be >= 0, got {tolerance}")
-    expected = (*entropy.shape[:-3], entropy.shape[-2])
-    if entropy.ndim not in (3, 4) or threshold.shape != expected:
-        raise ValueError(
-            "entropy must be [L, B, H, T] or [B, H, T] with threshold [L, H] or [H], "
-            f"got {entropy.shape} and {threshold.shape}"
-        )
     ceiling = jnp.asarray(max_entropy, jnp.float32)
-    if ceiling.shape not in ((), entropy.shape[-1:]):
-        raise ValueError(f"max_entropy must be a scalar or [T], got {ceiling.shape}")
-
+    _check_penalty(entropy, threshold, ceiling, tolerance, kind, reduction)
     if reduction == "head":
         entropy = entropy.mean((-3, -1), keepdims=True)
         ceiling = ceiling.mean()
@@ -94,6 +80,23 @@ def entropy_penalty(
     if reduction == "sum":
         return penalty.sum((-3, -1)).mean()
     return penalty.mean()
+
+
+def _check_penalty(entropy, threshold, ceiling, tolerance, kind, reduction) -> None:
+    if kind not in get_args(Kind):
+        raise ValueError(unknown("penalty kind", kind, get_args(Kind)))
+    if reduction not in get_args(Reduction):
+        raise ValueError(unknown("penalty reduction", reduction, get_args(Reduction)))
+    if tolerance < 0:
+        raise ValueError(f"tolerance must be >= 0, got {tolerance}")
+    expected = (*entropy.shape[:-3], entropy.shape[-2])
+    if entropy.ndim not in (3, 4) or threshold.shape != expected:
+        raise ValueError(
+            "entropy must be [L, B, H, T] or [B, H, T] with threshold [L, H] or [H], "
+            f"got {entropy.shape} and {threshold.shape}"
+        )
+    if ceiling.shape not in ((), entropy.shape[-1:]):
+        raise ValueError(f"max_entropy must be a scalar or [T], got {ceiling.shape}")
 
 
 class EntropySummary(NamedTuple):

@@ -20,7 +20,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tyro
 from tokenizers import Tokenizer
@@ -30,9 +29,8 @@ from egattn.data import evaluation_batches, load_manifest, load_tokenizer
 from egattn.data.manifest import TOKENIZER_NAME
 from egattn.generate import BeamSearch, JointNucleus, Sampling, generate, prepare
 from egattn.model import Decoder
-from egattn.model.linear import SPECTRAL
-from egattn.sharding import make_mesh
-from egattn.train.evaluate import load_state, read_run
+from egattn.train.evaluate import read_run
+from egattn.train.variables import load_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +167,10 @@ def main(config: Config) -> None:
     run = read_run(config.run)
     data = config.data or run.data
     tokenizer = load_tokenizer(data / TOKENIZER_NAME)
-    state = load_state(run, make_mesh("replica=1", jax.devices()[:1]))
+    _, variables = load_variables(run)
     # Float32: the same result on any machine.
     decoder = Decoder(dataclasses.replace(run.model, dtype="float32"))
-    ours = prepare(decoder, {"params": state.params, SPECTRAL: state.spectral})
+    ours = prepare(decoder, variables)
     prompts, lines = map(list, zip(*problems(config, data, tokenizer), strict=True))
     found: dict[str, dict[str, np.ndarray]] = {}
     for way in ways(config):

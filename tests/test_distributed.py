@@ -67,6 +67,17 @@ def test_numbers_are_those_of_one_process(finished, data, tmp_path):
     assert len(list((run / "tensorboard").iterdir())) == 1
 
 
+def test_both_start_from_another_run(finished, data, tmp_path):
+    options = f"{EREG} --init-from {finished}"
+    assert finish([start(f"train {{0}} --data {{1}} {options}", tmp_path / "one", data)])[0] == [0]
+    mesh = "--mesh replica=2,fsdp=2,tensor=2"
+    statuses, outputs = finish(launch(tmp_path / "two", data, f"{options} {mesh}"))
+    assert statuses == [0, 0], outputs
+    assert_same_numbers(tmp_path / "two", tmp_path / "one")
+    # They did not begin where random weights do.
+    assert numbers(tmp_path / "two")[0] != numbers(finished)[0]
+
+
 def test_stopped_together_then_continued_by_one_and_by_two(finished, data, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)

@@ -22,6 +22,7 @@ from training import records
 from egattn.inspect import InspectConfig, inspect
 from egattn.train.evaluate import load_state, read_run
 from egattn.train.integrity import seal
+from egattn.train.variables import read_variables
 
 
 def arrays(run: Path, step: int) -> dict[str, np.ndarray]:
@@ -211,10 +212,9 @@ class TestRun:
         assert learned["slope"][0]["max"] == pytest.approx(slope.max())
 
     def test_numbers_that_are_not_finite(self, tmp_path, capsys, monkeypatch):
-        from egattn.inspect import parameters
 
         make_run(tmp_path / "run", "sm_t_scfuffn")
-        read = parameters.read_arrays
+        read = read_variables
 
         def damaged(checkpoint: Path):
             variables = read(checkpoint)
@@ -222,16 +222,12 @@ class TestRun:
             variables["params"]["blocks_0"]["alpha"][1] = np.inf
             return variables
 
-        monkeypatch.setattr("egattn.inspect.run.read_arrays", damaged)
+        monkeypatch.setattr("egattn.inspect.run.read_variables", damaged)
         values = run_of(capsys, "{0}", tmp_path / "run")
         row = rows(values)["token_embedding/embedding"]
         assert (row["nonfinite"], row["norm"], row["rms"]) == (2, None, None)
-        assert values["learned"]["alpha"][1] == {
-            "layer": 1,
-            "min": None,
-            "median": None,
-            "max": None,
-        }
+        spread = {"min": None, "median": None, "max": None}
+        assert values["learned"]["alpha"][1] == {"layer": 1, **spread}
         text = text_of(capsys, "{0}", tmp_path / "run")
         assert re.search(r"token_embedding/embedding .* not finite +not finite +2\n", text)
         assert "all numbers are finite" not in text

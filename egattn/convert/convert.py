@@ -25,8 +25,9 @@ from egattn.optimizer import make_optimizer
 from egattn.sharding import make_mesh, state_sharding
 from egattn.train.checkpoints import Checkpoints
 from egattn.train.config import TrainConfig, to_json
-from egattn.train.evaluate import load_state, read_run
+from egattn.train.evaluate import read_run
 from egattn.train.step import TrainState, abstract
+from egattn.train.variables import load_variables
 
 MODEL_TYPE = "egattn"
 """What the config.json of a decoder that GPT-2 cannot express says."""
@@ -180,16 +181,15 @@ def _save(run: TrainConfig, variables: dict[str, Any]) -> None:
 
 def _to_hugging_face(config: ConvertConfig) -> list[str]:
     run = read_run(config.source)
-    state = load_state(run, make_mesh("replica=1", jax.devices()[:1]), config.step)
-    variables = {"params": state.params, SPECTRAL: state.spectral}
-    flat = unstack(run.model, jax.tree.map(np.asarray, variables))
+    step, variables = load_variables(run, config.step)
+    flat = unstack(run.model, variables)
     for name, value in flat.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{config.source}: {name} has numbers that are not finite")
     scaling = gpt2.find_scaling(run.model, flat)
     reasons = gpt2.obstacles(run.model, scaling)
     files, notes = _companions(config.source, run)
-    head = f"{config.target}: {run.preset} of {config.source}, step {int(state.step)}"
+    head = f"{config.target}: {run.preset} of {config.source}, step {step}"
     if scaling is None or reasons:
         own = {"model_type": MODEL_TYPE, "egattn": egattn.__version__, "not_in_gpt2": reasons}
         own |= {"preset": run.preset, "model": dataclasses.asdict(run.model)}

@@ -73,13 +73,12 @@ class Paths(NamedTuple):
     entries from lengths - 1 on are 0."""
 
 
-def gather_paths(cache: Any, parents: Int[Array, "batch paths"], axis: int = 0) -> Any:
-    """Reorders a cache whose leaves are arrays [..., B, K, ...].
+def gather_paths(cache: Any, parents: Int[Array, "batch paths"]) -> Any:
+    """Reorders a cache whose leaves are arrays [B, K, ...].
 
     Args:
       cache: Pytree of arrays.
       parents: Path to continue, [B, K].
-      axis: Position of the batch axis in every leaf; the paths' axis follows it.
 
     Returns:
       The cache in which path k is what path parents[b, k] was.
@@ -89,14 +88,12 @@ def gather_paths(cache: Any, parents: Int[Array, "batch paths"], axis: int = 0) 
     """
 
     def gather(leaf: Array) -> Array:
-        if leaf.shape[axis : axis + 2] != parents.shape:
+        if leaf.shape[:2] != parents.shape:
             raise ValueError(
-                f"cache leaves need [batch, paths] = {parents.shape} at axis {axis}, "
-                f"got {leaf.shape}"
+                f"cache leaves need to be [batch, paths, ...] = {parents.shape}, got {leaf.shape}"
             )
-        trailing = (1,) * (leaf.ndim - axis - 2)
-        index = parents.reshape((1,) * axis + parents.shape + trailing)
-        return jnp.take_along_axis(leaf, index, axis + 1)
+        index = parents.reshape(parents.shape + (1,) * (leaf.ndim - 2))
+        return jnp.take_along_axis(leaf, index, 1)
 
     return jax.tree.map(gather, cache)
 

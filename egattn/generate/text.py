@@ -19,10 +19,9 @@ from egattn.data.tokenizer import end_token_id, tokenizer_sha256
 from egattn.generate.config import BeamSearch, Final, JointNucleus, Mode, Sampling
 from egattn.generate.generate import Beyond, Generated, Method, generate
 from egattn.model import Decoder
-from egattn.model.linear import SPECTRAL
-from egattn.sharding import make_mesh
 from egattn.train.config import TrainConfig
-from egattn.train.evaluate import load_state, read_run
+from egattn.train.evaluate import read_run
+from egattn.train.variables import load_variables
 
 _DRAWING = ("sample", "beam-sample", "joint")
 # Methods that have an option; all have the others.
@@ -139,7 +138,7 @@ def generate_text(config: GenerateConfig) -> None:
     tokenizer = _tokenizer(config, run)
     end = end_token_id(tokenizer)
     prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in config.prompts]
-    variables = _variables(run, config.step)
+    _, variables = load_variables(run, config.step)
     streams = len(prompts) == 1 and config.method == "sample" and config.num_samples == 1
     stream = _Stream(tokenizer, prompts[0]) if streams and not config.json else None
     made = generate(
@@ -182,12 +181,6 @@ def _tokenizer(config: GenerateConfig, run: TrainConfig) -> Tokenizer:
     if not present:
         raise FileNotFoundError(f"expected a tokenizer.json, got no file at {paths[0]}")
     raise ValueError(f"{config.run} was trained with another tokenizer than {present[0]}")
-
-
-def _variables(run: TrainConfig, step: int | None) -> dict[str, Any]:
-    """The decoder's variables; the optimiser's state, twice as large, is let go."""
-    state = load_state(run, make_mesh("replica=1", jax.devices()[:1]), step)
-    return {"params": state.params, SPECTRAL: state.spectral}
 
 
 def _warn_inexact(made: Generated) -> None:

@@ -1,12 +1,9 @@
 """A checkpoint's parameters: what they are, without their values or with them."""
 
 import math
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
 from egattn.inspect.architecture import spans
@@ -18,38 +15,12 @@ from egattn.model.linear import SPECTRAL
 _PIECE = 2**20
 
 
-def describe_arrays(checkpoint: Path) -> dict[str, Any]:
-    """Returns name, shape and type of each variable, nested as `Decoder.init` returns them.
-
-    No array is read, and the optimiser's are not even described.
-
-    Args:
-      checkpoint: Directory of one checkpoint.
-    """
-    tree: Any = ocp.PyTreeCheckpointHandler().metadata(_state(checkpoint)).tree
-    return {name: tree.get(name, {}) for name in ("params", SPECTRAL)}
-
-
-def read_arrays(checkpoint: Path) -> dict[str, Any]:
-    """Returns each variable as a NumPy array, nested as `Decoder.init` returns them.
-
-    The optimiser's state stays on disk.
-
-    Args:
-      checkpoint: Directory of one checkpoint.
-    """
-    wanted = describe_arrays(checkpoint)
-    form = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    items = ocp.args.PyTreeRestore(wanted, restore_args=form, partial_restore=True)
-    return ocp.PyTreeCheckpointHandler().restore(_state(checkpoint), args=items)
-
-
 def table(config: DecoderConfig, variables: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns a row per array, stacked layers together.
 
     Args:
       config: The decoder's configuration.
-      variables: What `read_arrays` returns, or `describe_arrays` for rows without numbers.
+      variables: What `read_variables` returns, or `describe_variables` for rows without numbers.
     """
     rows = []
     leaves: dict[str, Any] = dict(flatten_dict(variables, sep="/"))
@@ -90,11 +61,6 @@ def learned(config: DecoderConfig, params: dict[str, Any]) -> dict[str, list[dic
         parts = zip(where, np.atleast_1d(values), strict=True)
         found[name] = [{"layer": layer, **_spread(part)} for layer, part in parts]
     return found
-
-
-def _state(checkpoint: Path) -> Any:
-    """Any, because Orbax declares a path type of its own and takes every one."""
-    return checkpoint.resolve() / "state"
 
 
 def _layers(config: DecoderConfig, name: str) -> str | None:

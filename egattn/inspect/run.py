@@ -5,20 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from egattn.convert.convert import ORIGIN
 from egattn.data import load_manifest
 from egattn.inspect.architecture import architecture
-from egattn.inspect.parameters import counts, describe_arrays, learned, read_arrays, table
+from egattn.inspect.parameters import counts, learned, table
 from egattn.report.runs import load_runs
 from egattn.report.summary import compare, range_counts
-from egattn.sharding import make_mesh
-from egattn.train.checkpoints import Checkpoints
 from egattn.train.config import TrainConfig
 from egattn.train.evaluate import read_run
-from egattn.train.integrity import damage, is_sealed
+from egattn.train.integrity import check_intact, is_sealed, newest_intact, saved_steps
 from egattn.train.records import to_json
+from egattn.train.variables import describe_variables, read_variables
 
 
 def inspect_run(path: Path, step: int | None, shapes: bool, verify: bool) -> dict[str, Any]:
@@ -53,40 +50,33 @@ def inspect_run(path: Path, step: int | None, shapes: bool, verify: bool) -> dic
 
 def _checkpoints(run: TrainConfig, shapes: bool) -> dict[str, Any]:
     directory = run.run / "checkpoints"
-    names = [p.name for p in directory.iterdir()] if directory.is_dir() else []
-    steps = sorted(int(name) for name in names if name.isdigit())
+    steps = saved_steps(directory)
     found: dict[str, Any] = {"steps": steps, "checked": not shapes, "newest": None, "problems": []}
     if shapes:
         sealed = [step for step in steps if is_sealed(directory / str(step))]
         return found | {"newest": max(sealed, default=None)}
-    mesh = make_mesh("replica=1", jax.devices()[:1])
-    with Checkpoints(run, mesh, read_only=True) as checkpoints:
-        try:
-            found["newest"], problems = checkpoints.newest()
-            found["problems"] = list(problems.values())
-        except FileNotFoundError as error:
-            # What a run without an intact checkpoint is, is still to be said.
-            found["problems"] = [str(error)]
+    try:
+        found["newest"], problems = newest_intact(directory)
+        found["problems"] = list(problems.values())
+    except FileNotFoundError as error:
+        # What a run without an intact checkpoint is, is still to be said.
+        found["problems"] = [str(error)]
     return found
 
 
 def _check(run: TrainConfig, saved: dict[str, Any], step: int, shapes: bool) -> int:
     """Raises FileNotFoundError unless a checkpoint can be looked into."""
     directory = run.run / "checkpoints"
-    if step not in saved["steps"]:
-        have = ", ".join(map(str, saved["steps"])) or "none"
-        raise FileNotFoundError(f"no checkpoint {step} in {directory} (have: {have})")
-    if step != saved["newest"]:
-        unsealed = None if is_sealed(directory / str(step)) else "not completely written"
-        problem = unsealed if shapes else damage(directory / str(step))
-        if problem is not None:
-            raise FileNotFoundError(f"checkpoint {directory / str(step)}: {problem}")
+    # Checksums are not compared twice, nor where no array is read.
+    trusted = step == saved["newest"] or (shapes and is_sealed(directory / str(step)))
+    if not trusted:
+        check_intact(directory, step)
     return step
 
 
 def _parameters(run: TrainConfig, step: int, shapes: bool) -> dict[str, Any]:
     checkpoint = run.run / "checkpoints" / str(step)
-    variables = describe_arrays(checkpoint) if shapes else read_arrays(checkpoint)
+    variables = describe_variables(checkpoint) if shapes else read_variables(checkpoint)
     rows = table(run.model, variables)
     found: dict[str, Any] = {"parameters": {**counts(run.model, rows), "table": rows}}
     return found if shapes else found | {"learned": learned(run.model, variables["params"])}

@@ -12,7 +12,6 @@ import tyro
 from egattn.data import Manifest, evaluation_batches, load_manifest, load_tokenizer
 from egattn.data.manifest import TOKENIZER_NAME
 from egattn.model import Decoder
-from egattn.model.linear import SPECTRAL
 from egattn.private.artifact import (
     Input,
     Program,
@@ -22,9 +21,9 @@ from egattn.private.artifact import (
 )
 from egattn.private.fold import fold
 from egattn.private.program import Gelu, program
-from egattn.sharding import make_mesh
 from egattn.train.config import TrainConfig
-from egattn.train.evaluate import check_data, load_state, read_run
+from egattn.train.evaluate import check_data, read_run
+from egattn.train.variables import load_variables
 
 # Largest difference between program and decoder, of the largest logit: rounding, or GELU's form.
 _TOLERANCE: dict[Gelu, float] = {"tanh": 1e-3, "polynomial": 5e-2}
@@ -84,9 +83,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         raise ValueError(f"length must lie within 1 to {model.context_length}, got {length}")
     windows = _windows(config, run, manifest, length)
     tokens, lengths, vocabulary = _prompts(config, run, manifest, windows)
-    state = load_state(run, make_mesh("replica=1", jax.devices()[:1]), config.step)
-    variables = {"params": state.params, SPECTRAL: state.spectral}
-    step = int(state.step)
+    step, variables = load_variables(run, config.step)
     artifact = Program(
         "model",
         f"{config.run.name} step {step}, {length} positions",

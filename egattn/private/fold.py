@@ -12,6 +12,7 @@ import numpy as np
 
 from egattn.model import DecoderConfig, Linear
 from egattn.model.config import FeedForwardKind
+from egattn.model.layers import per_layer
 
 Weights = dict[str, np.ndarray]
 """Float32 arrays by dotted name, what the server holds."""
@@ -36,7 +37,11 @@ def fold(config: DecoderConfig, variables: dict[str, Any], length: int, scale: f
     """
     _check_finite(variables)
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
-    blocks = _unstack(config, variables)
+    layers = per_layer(config, variables)
+    blocks = [
+        {name: tree[f"blocks_{i}"] for name, tree in layers.items()}
+        for i in range(config.num_layers)
+    ]
     embedding = params["token_embedding"]["embedding"][: config.vocab_size]
     weights = {
         "embedding": embedding / scale,
@@ -56,15 +61,6 @@ def _check_finite(variables: dict[str, Any]) -> None:
     for path, leaf in jax.tree.leaves_with_path(variables):
         if not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"expected finite weights, got others in {jax.tree_util.keystr(path)}")
-
-
-def _unstack(config: DecoderConfig, variables: dict[str, Any]) -> list[dict[str, Any]]:
-    """Variables of each layer, collections inside."""
-    blocks = []
-    for run, (_, count) in enumerate(config.layer_runs):
-        stacked = {name: tree.get(f"blocks_{run}", {}) for name, tree in variables.items()}
-        blocks += [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
-    return blocks
 
 
 class _Norm:

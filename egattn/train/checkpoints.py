@@ -14,7 +14,13 @@ from jax.sharding import Mesh
 
 from egattn.sharding import settle, state_sharding
 from egattn.train.config import TrainConfig
-from egattn.train.integrity import damage, is_sealed, seal
+from egattn.train.integrity import (
+    check_intact,
+    is_sealed,
+    newest_intact,
+    saved_steps,
+    seal,
+)
 from egattn.train.step import TrainState, abstract
 
 # Size of the files of a checkpoint, about: several are written at a time.
@@ -95,26 +101,9 @@ class Checkpoints:
             self._wait()
 
     def newest(self, below: float = math.inf) -> tuple[int | None, dict[int, str]]:
-        """Newest intact step if there is one, and for each newer one what is wrong with it.
-
-        Args:
-          below: Only steps below this one count.
-
-        Raises:
-          FileNotFoundError: If there were completed checkpoints, and none is intact.
-        """
+        """As `newest_intact`, once a pending save is complete."""
         self._wait()
-        skipped: dict[int, str] = {}
-        steps = sorted((step for step in self._steps() if step < below), reverse=True)
-        for step in steps:
-            problem = damage(self.directory / str(step))
-            if problem is None:
-                return step, skipped
-            skipped[step] = f"checkpoint {step} is not intact: {problem}"
-        if any(is_sealed(self.directory / str(step)) for step in steps):
-            first = next(iter(skipped.values()))
-            raise FileNotFoundError(f"no checkpoint in {self.directory} is intact: {first}")
-        return None, skipped
+        return newest_intact(self.directory, below)
 
     def resume(self) -> tuple[int, list[str]]:
         """As `newest`, 0 for None, for the trainer: the newer ones are gone, each line says where.
@@ -198,7 +187,7 @@ class Checkpoints:
         """What cannot be deleted, say because it is being read, is tried again after a save."""
         doomed = self.directory.with_name("deleting")
         doomed.mkdir(exist_ok=True)
-        for step in sorted(self._steps())[: -self._config.keep_checkpoints]:
+        for step in saved_steps(self.directory)[: -self._config.keep_checkpoints]:
             with contextlib.suppress(OSError):
                 os.replace(self.directory / str(step), doomed / str(step))
         shutil.rmtree(doomed, ignore_errors=True)
@@ -209,13 +198,7 @@ class Checkpoints:
         Raises:
           FileNotFoundError: If there is no such checkpoint, or it is not intact.
         """
-        have = sorted(self._steps())
-        if step not in have:
-            listed = ", ".join(map(str, have)) or "none"
-            raise FileNotFoundError(f"no checkpoint {step} in {self.directory} (have: {listed})")
-        problem = damage(self.directory / str(step))
-        if problem is not None:
-            raise FileNotFoundError(f"checkpoint {self.directory / str(step)}: {problem}")
+        check_intact(self.directory, step)
         shapes = abstract(self._config)
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -225,11 +208,6 @@ class Checkpoints:
         layout = ocp.checkpoint_utils.construct_restore_args(target)
         items = ocp.args.Composite(state=ocp.args.PyTreeRestore(target, restore_args=layout))
         return self._manager.restore(step, args=items)["state"]
-
-    def _steps(self) -> list[int]:
-        if not self.directory.is_dir():
-            return []
-        return [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
 
 
 class _Manager(ocp.CheckpointManager):

@@ -13,11 +13,12 @@ from egattn.model import Decoder, DecoderConfig
 from egattn.model.layers import LAYER, shapes, stack, unstack
 from egattn.model.linear import SPECTRAL
 from egattn.optimizer import make_optimizer
-from egattn.sharding import make_mesh, state_sharding
-from egattn.train.checkpoints import Checkpoints
+from egattn.sharding import state_sharding
 from egattn.train.config import RUNTIME_FIELDS, TrainConfig
-from egattn.train.evaluate import load_state, read_run
+from egattn.train.evaluate import read_run
+from egattn.train.integrity import newest_intact
 from egattn.train.step import TrainState, abstract, init_state
+from egattn.train.variables import load_variables
 
 # Two networks whose parameters mean the same have these in common.
 _SHARED = ("vocab_size", "num_layers", "num_heads", "kv_heads", "embed_dim")
@@ -120,21 +121,17 @@ def check_origin(config: TrainConfig, directory: Path) -> str:
     origin = read_run(directory)
     _check(config, origin)
     _plan(config, origin)
-    with Checkpoints(origin, _one_device(), read_only=True) as checkpoints:
-        step, _ = checkpoints.newest()
-        if step is None:
-            raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}")
-        return _sha256(origin, step)
+    checkpoints = directory.resolve() / "checkpoints"
+    step, _ = newest_intact(checkpoints)
+    if step is None:
+        raise FileNotFoundError(f"no checkpoint in {checkpoints}")
+    return _sha256(origin, step)
 
 
 def _sha256(run: TrainConfig, step: int) -> str:
     """Checksum of the file that has the checksums of all others."""
     seal = run.run / "checkpoints" / str(step) / "checksums.json"
     return hashlib.sha256(seal.read_bytes()).hexdigest()
-
-
-def _one_device() -> Mesh:
-    return make_mesh("replica=1", jax.devices()[:1])
 
 
 def initialise(config: TrainConfig, mesh: Mesh, directory: Path) -> tuple[TrainState, Report]:
@@ -157,8 +154,8 @@ def initialise(config: TrainConfig, mesh: Mesh, directory: Path) -> tuple[TrainS
     origin = read_run(directory)
     _check(config, origin)
     plan, before, after = _plan(config, origin)
-    source = load_state(origin, mesh)
-    if config.init_sha256 not in ("", _sha256(origin, int(source.step))):
+    step, variables = load_variables(origin)
+    if config.init_sha256 not in ("", _sha256(origin, step)):
         raise ValueError(f"the newest checkpoint of {directory} is not the one that this run took")
     fresh = [name for name in after if name not in plan]
     # The decoder computes these from the matrices that it is given.
@@ -170,12 +167,12 @@ def initialise(config: TrainConfig, mesh: Mesh, directory: Path) -> tuple[TrainS
         values |= {name: _value(flat, t.parts, after[name]) for name, t in plan.items()}
         return _complete(config, stack(config.model, values))
 
-    layout = state_sharding(mesh, abstract(config))
-    variables = {"params": source.params, SPECTRAL: source.spectral}
-    state = jax.jit(make, out_shardings=layout)(variables)
+    layout = state_sharding(mesh, abstract(origin))
+    variables = jax.device_put(variables, {"params": layout.params, SPECTRAL: layout.spectral})
+    state = jax.jit(make, out_shardings=state_sharding(mesh, abstract(config)))(variables)
     used = {part for taking in plan.values() for part in taking.parts}
     return state, Report(
-        f"{directory} step {int(source.step)}",
+        f"{directory} step {step}",
         {name: taking.remark for name, taking in plan.items()},
         tuple(name for name in before if name not in used),
         tuple(fresh),

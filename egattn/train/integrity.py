@@ -1,8 +1,9 @@
-"""Checksums of a checkpoint's files: a save is complete once they are written."""
+"""Which checkpoints are intact: a save is complete once its files' checksums are written."""
 
 import concurrent.futures
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -54,6 +55,46 @@ def damage(directory: Path) -> str | None:
         if digest != expected:
             return f"{name} has another checksum than when it was saved"
     return None
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Numbers of the checkpoints in a directory, complete or not, ascending."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def newest_intact(directory: Path, below: float = math.inf) -> tuple[int | None, dict[int, str]]:
+    """Newest intact step if there is one, and for each newer one what is wrong with it.
+
+    Args:
+      directory: Where a run's checkpoints are.
+      below: Only steps below this one count.
+
+    Raises:
+      FileNotFoundError: If there were completed checkpoints, and none is intact.
+    """
+    skipped: dict[int, str] = {}
+    steps = [step for step in reversed(saved_steps(directory)) if step < below]
+    for step in steps:
+        problem = damage(directory / str(step))
+        if problem is None:
+            return step, skipped
+        skipped[step] = f"checkpoint {step} is not intact: {problem}"
+    if any(is_sealed(directory / str(step)) for step in steps):
+        first = next(iter(skipped.values()))
+        raise FileNotFoundError(f"no checkpoint in {directory} is intact: {first}")
+    return None, skipped
+
+
+def check_intact(directory: Path, step: int) -> None:
+    """Raises FileNotFoundError if there is no such checkpoint, or it is not intact."""
+    have = saved_steps(directory)
+    if step not in have:
+        listed = ", ".join(map(str, have)) or "none"
+        raise FileNotFoundError(f"no checkpoint {step} in {directory} (have: {listed})")
+    problem = damage(directory / str(step))
+    if problem is not None:
+        raise FileNotFoundError(f"checkpoint {directory / str(step)}: {problem}")
 
 
 def _digests(paths: list[Path]) -> list[str]:
