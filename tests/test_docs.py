@@ -3,6 +3,7 @@
 import ast
 import importlib
 import itertools
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import egattn
 from egattn import cli
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +96,10 @@ class Parsed(BaseException):
 def only_parse(monkeypatch):
     """Commands stop once their options are parsed, and look for no data or run before that."""
     parse = cli._parse
+    # Or modules that are imported meanwhile would keep what is put in place below.
+    for module in pkgutil.walk_packages(egattn.__path__, "egattn."):
+        if ".attention." not in module.name:
+            importlib.import_module(module.name)
 
     def parse_and_stop(command: str, kind: type, args: Any, default: Any = None) -> Any:
         parse(command, kind, args, default)

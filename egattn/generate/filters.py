@@ -22,7 +22,7 @@ def filter_logits(
       ValueError: If a value that is not traced is out of range.
     """
     sampling.check(logits.shape[-1])
-    logits = tempered(logits, sampling.divisor)
+    logits = logits / sampling.divisor
     if sampling.top_k is not None:
         logits = jnp.where(_top_k(logits, max(sampling.top_k, keep)), logits, -jnp.inf)
     if sampling.top_p is not None:

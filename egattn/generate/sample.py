@@ -105,7 +105,9 @@ def _draw(sampling: Sampling, key: Array, t: Array, logits: Array) -> Int[Array,
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     keys = fold(row_keys(key, batch, t), jnp.arange(samples))
     draw = jax.vmap(jax.vmap(jax.random.categorical))
-    drawn = draw(keys, filter_logits(logits, sampling))
+    # The largest at 0, lest others overflow.
+    highest = jnp.max(logits, -1, keepdims=True)
+    drawn = draw(keys, filter_logits(logits - highest, sampling))
     return jnp.where(sampling.temperature == 0, largest, drawn)
 
 

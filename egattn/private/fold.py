@@ -8,6 +8,7 @@ the scores go into matrices; 1/t stays an array of its own, one entry per head a
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from egattn.model import DecoderConfig, Linear
@@ -178,6 +179,7 @@ def _linear(
         reparam=c.weight_reparam if matrix in c.reparam_matrices else "none",
     )
     variables = {key: tree[part][name] for key, tree in block.items() if name in tree.get(part, {})}
+    variables = jax.tree.map(jnp.asarray, variables)
     inputs = variables["params"]["kernel"].shape[0]
     kernel, bias = layer.apply(variables, inputs, method="weights")  # pyright: ignore[reportGeneralTypeIssues]
     return np.asarray(kernel, np.float64), None if bias is None else np.asarray(bias, np.float64)
