@@ -224,10 +224,14 @@ def _execute(job: Job, rank: int, link: Any, shares: Mapping[str, Any]) -> list[
     for name, share in shares.items():
         runtime.set_var(name, share)
     runs = [_measure(job, rank, link, runtime, executable, name) for name in names]
-    # Waits until nothing is under way; a link that cannot close any more has done its work.
+    _close(link)
+    return runs
+
+
+def _close(link: Any) -> None:
+    """Waits until nothing is under way; a link that cannot close any more has done its work."""
     with contextlib.suppress(TimeoutError, RuntimeError):
         _within(CLOSING_SECONDS, link.stop_link)
-    return runs
 
 
 def _agree(job: Job, link: Any, **mine: Any) -> None:
@@ -236,6 +240,8 @@ def _agree(job: Job, link: Any, **mine: Any) -> None:
     for rank, theirs in enumerate(everyone):
         for key, value in everyone[0].items():
             if theirs.get(key) != value:
+                # Or the others might wait in vain for what this party has said.
+                _close(link)
                 raise Failure(f"{job.party(rank)} and {job.party(0)} differ in {key}")
 
 
