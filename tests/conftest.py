@@ -1,6 +1,8 @@
 """Eight CPU devices, deterministic property tests and one random generator for every test."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +19,20 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 jax.config.update("jax_num_cpu_devices", 8)
 
 pytest.register_assert_rewrite("attention_battery")
+
+
+def pytest_configure(config):
+    """What one test has compiled no other one compiles again, in this process or another."""
+    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    directory = tempfile.mkdtemp(prefix="egattn-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+    # For other processes, and for this one, which has read its environment already.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
 
 hypothesis.settings.register_profile(
     "egattn",
