@@ -53,7 +53,7 @@ def save_table(
     header = {
         **(about or jax_about()),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "commit": _commit(),
+        "commit": commit(),
         "config": dataclasses.asdict(config),
     }
     text = markdown(rows) + "\n" + ", ".join(f"{key}: {value}" for key, value in header.items())
@@ -84,7 +84,7 @@ def digits(value: float, significant: int = 3) -> float:
     return float(f"{value:.{significant}g}")
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit measured; GIT_COMMIT says it where the code is a copy without its history."""
     if "GIT_COMMIT" in os.environ or shutil.which("git") is None:
         return os.environ.get("GIT_COMMIT", "unknown")

@@ -10,6 +10,10 @@ import jax
 from egattn.train.config import TrainConfig, differences, from_json, to_json
 
 
+class InUse(ValueError):
+    """Another process is training in the run directory."""
+
+
 @contextlib.contextmanager
 def claimed(config: TrainConfig) -> Iterator[None]:
     """Holds the run directory, made if missing, for this process.
@@ -18,8 +22,8 @@ def claimed(config: TrainConfig) -> Iterator[None]:
     one job the first holds it.
 
     Raises:
-      ValueError: If the directory holds another run or something else, or another process holds
-        it.
+      InUse: If another process holds the directory.
+      ValueError: If it holds another run or something else.
     """
     if jax.process_index() != 0:
         yield
@@ -30,7 +34,7 @@ def claimed(config: TrainConfig) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another process is training {config.run}") from None
+            raise InUse(f"another process is training {config.run}") from None
         yield
 
 

@@ -1,0 +1,199 @@
+"""Trains what a study consists of, as far as it is not done, and writes down what came out.
+
+    python -m experiments.run nonlinearity
+    python -m experiments.run all --minutes 25
+    python -m experiments.run nonlinearity --smoke
+
+What the results hold is not trained again; what was stopped goes on from its checkpoint. With
+several GPUs start a runner on each (CUDA_VISIBLE_DEVICES=0, 1, ...): they share out the runs. A
+diverged net is a result; a run that fails otherwise is reported at the end, after all others.
+Checkpoints are deleted once the result is written.
+"""
+
+import dataclasses
+import gc
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+from egattn import cli
+from egattn.data import load_manifest
+from egattn.train import Preempted
+from egattn.train.claim import InUse
+from experiments.result import append, locked, read, results
+from experiments.study import VOCAB_SIZE, Run, load, names
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run, and where."""
+
+    study: tyro.conf.Positional[str]
+    """Name of a study, or `all`."""
+    minutes: float | None = None
+    """Stop after so long; the same command continues. Default: no limit."""
+    smoke: bool = False
+    """Everything at toy size, to see that it works; below `root`/smoke."""
+    root: Path = Path("runs/studies")
+    """Directory of data and run directories."""
+    results: Path = Path("experiments/results/studies.jsonl")
+    """File with one line per finished run."""
+    keep_checkpoints: bool = False
+    """Keep the weights of finished runs."""
+
+
+def main(config: Config) -> int:
+    """Runs a study; returns the number of runs that failed.
+
+    Raises:
+      ValueError: If there is no such study, or the results belong to other data.
+    """
+    if config.smoke:
+        root = config.root / "smoke"
+        config = dataclasses.replace(config, root=root, results=root / "results.jsonl")
+    studies = names() if config.study == "all" else [config.study]
+    runs = list(dict.fromkeys(run for name in studies for run in load(name)))
+    end = time.monotonic() + 60 * (config.minutes or float("inf"))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(config.root / "compiled"))
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        failed = _run_all(config, runs, end)
+    except (Preempted, KeyboardInterrupt):
+        print("stopped; the same command continues")
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    done = results(config.results)
+    print(f"{sum(_is_done(config, run, done) for run in runs)} of {len(runs)} runs are done")
+    for run in failed:
+        print(f"failed: {run.name}", file=sys.stderr)
+    return len(failed)
+
+
+def _stop(*_: Any) -> None:
+    raise Preempted
+
+
+def _run_all(config: Config, runs: list[Run], end: float) -> list[Run]:
+    """Trains what is not done, one after the other; returns what failed."""
+    failed = []
+    data = {length: _data(config, length) for length in {run.context_length for run in runs}}
+    for run in runs:
+        if _is_done(config, run, results(config.results)):
+            continue
+        if time.monotonic() >= end:
+            raise Preempted
+        try:
+            _run(config, run, data[run.context_length], end)
+        except InUse:
+            print(f"{run.name}: another runner has it")
+        except Preempted:
+            raise
+        except Exception:
+            # The others need not wait until this is understood.
+            traceback.print_exc()
+            failed.append(run)
+        # The arrays of a finished run would stay on the device.
+        gc.collect()
+    return failed
+
+
+def _run(config: Config, run: Run, data: Path, end: float) -> None:
+    """Trains one run and writes its result down.
+
+    Raises:
+      Preempted: If it was stopped on the way.
+    """
+    directory = config.root / "runs" / run.name
+    words = _words(config, run)
+    print(f"\n$ egattn train {directory} --data {data} {' '.join(words)}", flush=True)
+    with _stopped_at(end):
+        try:
+            cli.train([str(directory), "--data", str(data), *words])
+        except FloatingPointError as error:
+            print(error)
+    line = read(directory)
+    if line is None:
+        raise Preempted
+    append(config.results, {"run": run.name, "words": words, **line})
+    if not config.keep_checkpoints:
+        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def _words(config: Config, run: Run) -> list[str]:
+    return run.smoke_words() if config.smoke else run.words()
+
+
+def _is_done(config: Config, run: Run, done: dict[str, dict[str, Any]]) -> bool:
+    """Whether the results hold this run; at toy size also one that differs only in its name."""
+    words = _words(config, run)
+    if config.smoke:
+        return any(line["words"] == words for line in done.values())
+    return run.name in done and done[run.name]["words"] == words
+
+
+def _data(config: Config, context_length: int) -> Path:
+    """Prepared data with windows of this length; all lengths share a tokenizer and a split.
+
+    Raises:
+      ValueError: If the results are of other data.
+    """
+    first = config.root / "data" / "128"
+    data = first.with_name(str(context_length))
+    size = f"--vocab-size {VOCAB_SIZE}"
+    if config.smoke:
+        size = "--vocab-size 512 --max-bytes 300000 --validation-fraction 0.1"
+    with locked(config.root / "data.lock"):
+        if not first.exists():
+            cli.prepare([str(first), *size.split()])
+        if not data.exists():
+            size += f" --tokenizer {first}/tokenizer.json --context-length {context_length}"
+            cli.prepare([str(data), *size.split()])
+        manifest = load_manifest(data, verify=False)
+        kept = config.results.with_name(f"data-{context_length}.json")
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            values = {"sha256": manifest.sha256, **dataclasses.asdict(manifest)}
+            kept.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        known = json.loads(kept.read_text(encoding="utf-8"))["sha256"]
+    if known != manifest.sha256:
+        raise ValueError(
+            f"{kept} says that the results are of data {known}, got {manifest.sha256}: for results "
+            "of one's own, say with other packages installed, pass --results"
+        )
+    return data
+
+
+@contextmanager
+def _stopped_at(end: float) -> Iterator[None]:
+    """Sends this process SIGTERM, upon which trainings save and end, when the time is up."""
+    if end == float("inf"):
+        yield
+        return
+    timer = threading.Timer(end - time.monotonic(), os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Config, description=__doc__)) != 0)
+    except ValueError as error:
+        print(f"experiments.run: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,27 @@
+"""Fused layers, temperature and penalty: the paper's Table 3, Figures 5 and 6.
+
+python -m experiments.run entropy_guided
+"""
+
+from experiments.study import Run, main_rows
+
+_EREG = "ereg_sm_t_scfuffn"
+RUNS = (
+    *main_rows(
+        {
+            "sm_ln_g": 2.69,
+            "sm_scffn": 3.50,
+            "sm_scfuffn": 3.48,
+            "sm_t_scfuffn": None,
+            "ereg_sm_t_scfuffn": 3.21,
+        }
+    ),
+    # The presets start at t = 0.1.
+    *(
+        Run(f"{net}-t{t}", net, f"--model.temperature {t}")
+        for net in ("sm_t_scfuffn", _EREG)
+        for t in ("1", "0.01")
+    ),
+    Run(f"{_EREG}-excess", _EREG, "--penalty.kind excess"),
+    *(Run(f"sm_scfuffn_{i}", "sm_scfuffn", without_ffn=i) for i in (2, 4, 6)),
+)

@@ -1,0 +1,14 @@
+"""Learning rate and warm-up per family: the grid by which the recipe of the others was chosen.
+
+python -m experiments.run rates
+"""
+
+from experiments.study import Rates, Run
+
+_FAMILIES = ("sm_ln_g", "sm_ln", "sm_r", "sm", "sm_wnorm", "sm_scffn", "sm_scfuffn", "sm_t_scfuffn")
+_GRID = (Rates("1e-3", "0.05"), Rates("1e-3", "0.3"), Rates("3e-4", "0.3"), Rates("3e-3", "0.3"))
+RUNS = tuple(
+    Run(f"{net}-lr{rates.learning_rate}-w{rates.warmup}", net, rates=rates)
+    for net in _FAMILIES
+    for rates in _GRID
+)

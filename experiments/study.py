@@ -1,0 +1,119 @@
+"""What a study consists of: trainings by one recipe that differ in stated options.
+
+The recipe is the paper's (Appendix): AdamW at 1e-3, linear warm-up and decay, 512 sequences of 128
+tokens a step in four parts, GPT-2 small; here in bfloat16 and with a vocabulary of 16,384.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from experiments import studies
+
+
+class Rates(NamedTuple):
+    """How fast a net learns."""
+
+    learning_rate: str
+    """Peak."""
+    warmup: str
+    """Share of the steps."""
+
+
+TOKENS_PER_STEP = 512 * 128
+VOCAB_SIZE = 16384
+MILLION = 1_000_000
+
+# Chosen by the study `rates`.
+_WITH_NORM = Rates("1e-3", "0.05")
+_WITHOUT_NORM = Rates("1e-3", "0.3")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training of a study."""
+
+    net: str
+    """Name in tables."""
+    preset: str
+    """Preset of `egattn train`."""
+    options: str = ""
+    """Options of `egattn train` that differ from the recipe."""
+    tokens: int = 20 * MILLION
+    """Training tokens."""
+    seed: int = 0
+    """Seed of parameters and data order."""
+    num_layers: int = 12
+    """Blocks."""
+    context_length: int = 128
+    """Positions T."""
+    without_ffn: int = 0
+    """Deepest layers that have no feed-forward."""
+    rates: Rates | None = None
+    """Learning rate and warm-up; default: the family's."""
+    paper: float | None = None
+    """Perplexity in the paper."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run directory; says everything but the options of the net."""
+        depth = f"-L{self.num_layers}" if self.num_layers != 12 else ""
+        length = f"-T{self.context_length}" if self.context_length != 128 else ""
+        return f"{self.net}{depth}{length}-{self.tokens / MILLION:g}M-s{self.seed}"
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps, the same for every context length."""
+        return -(-self.tokens // TOKENS_PER_STEP)
+
+    def words(self) -> list[str]:
+        """Options of `egattn train` at full size."""
+        rates = self.rates or (_WITH_NORM if self.preset.startswith("sm_ln") else _WITHOUT_NORM)
+        batch_size, steps = TOKENS_PER_STEP // self.context_length, self.steps
+        return (
+            f"--preset {self.preset} --model.num-layers {self.num_layers} "
+            f"--model.context-length {self.context_length} --model.dtype bfloat16 "
+            f"--batch-size {batch_size} --accumulation 4 --steps {steps} --seed {self.seed} "
+            f"--evaluate-every {max(steps // 4, 1)} --checkpoint-every 500 --keep-checkpoints 1 "
+            f"--optimizer.learning-rate {rates.learning_rate} --optimizer.warmup {rates.warmup} "
+            f"{_feed_forward(self.num_layers, self.without_ffn)} {self.options}"
+        ).split()
+
+    def smoke_words(self) -> list[str]:
+        """The same at toy size: a sixth of the layers, an eighth of the length, four steps."""
+        layers, removed = self.num_layers // 6, -(-self.without_ffn // 6)
+        return (
+            f"--preset {self.preset} --model.num-layers {layers} --model.num-heads 2 "
+            f"--model.embed-dim 32 --model.context-length {self.context_length // 8} "
+            "--model.implementation reference --batch-size 16 --steps 4 --log-every 1 "
+            f"{_feed_forward(layers, removed)} {self.options}"
+        ).split()
+
+
+def _feed_forward(layers: int, removed: int) -> str:
+    kinds = ["fused"] * (layers - removed) + ["none"] * removed
+    return f"--model.feed-forward {' '.join(kinds)}" if removed else ""
+
+
+def main_rows(paper: Mapping[str, float | None]) -> tuple[Run, ...]:
+    """The paper's nets, with its perplexities: 20 M tokens with three seeds, 100 M with one."""
+    short = [Run(net, net, seed=seed, paper=x) for net, x in paper.items() for seed in (0, 1, 2)]
+    return *short, *(Run(net, net, tokens=100 * MILLION, paper=x) for net, x in paper.items())
+
+
+def names() -> list[str]:
+    """Names of the studies."""
+    return [module.name for module in pkgutil.iter_modules(studies.__path__)]
+
+
+def load(name: str) -> tuple[Run, ...]:
+    """The runs of a study.
+
+    Raises:
+      ValueError: If there is no such study.
+    """
+    if name not in names():
+        raise ValueError(f"no study {name!r}; there are {', '.join(names())} and all")
+    return importlib.import_module(f"experiments.studies.{name}").RUNS

@@ -1,0 +1,143 @@
+"""The results of the studies as tables, beside the paper's.
+
+    python -m experiments.tables                    prints them
+    python -m experiments.tables --write            puts them into docs/results.md
+
+A difference is in percent of the perplexity of a study's first net with as many layers, positions
+and tokens, seed by seed; a spread is the standard deviation over seeds.
+"""
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.table import markdown
+from experiments.result import results
+from experiments.run import Config as RunConfig
+from experiments.study import MILLION, Run, load, names
+
+PAGE = Path("docs/results.md")
+# In the page, around each table.
+_TABLE = r"(<!-- table {} -->\n).*?(<!-- end -->)"
+_RANGES = "heads per range, %"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to show."""
+
+    results: Path = RunConfig.results
+    """File of results."""
+    write: bool = False
+    """Write the tables into docs/results.md instead of printing them."""
+
+
+def table(runs: Sequence[Run], lines: dict[str, dict[str, Any]]) -> str:
+    """A study as Markdown: a row per net and budget, over its seeds; what is not done is absent.
+
+    Args:
+      runs: The study.
+      lines: Results by the name of the run.
+    """
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        if run.name in lines:
+            groups.setdefault((run.net, *_budget(run)), []).append(run)
+    first = {_budget(run): run.net for run in reversed(runs)}
+    paper = {(run.net, *_budget(run)): run.paper for run in runs}
+    rows = []
+    for (net, *budget), members in groups.items():
+        reference = first[tuple(budget)]
+        row = {"net": f"`{net}`", **_budget_columns(runs, members[0]), "seeds": len(members)}
+        row |= _measured(members, reference, lines)
+        ours, base = paper[net, *budget], paper[reference, *budget]
+        row["paper"] = "" if ours is None else f"{ours:g}"
+        row["paper Δ %"] = "" if ours is None or base is None else _delta([ours], [base])
+        rows.append(row)
+    return markdown(rows) if rows else "No run yet.\n"
+
+
+def _budget(run: Run) -> tuple[int, int, int]:
+    return run.num_layers, run.context_length, run.tokens
+
+
+def _budget_columns(runs: Sequence[Run], run: Run) -> dict[str, Any]:
+    """Layers, positions and tokens, as far as they vary within the study."""
+    columns = {"layers": "num_layers", "T": "context_length", "tokens": "tokens"}
+    found = {
+        title: getattr(run, name)
+        for title, name in columns.items()
+        if len({getattr(other, name) for other in runs}) > 1
+    }
+    return found | ({"tokens": f"{run.tokens / MILLION:g} M"} if "tokens" in found else {})
+
+
+def _measured(members: list[Run], reference: str, lines: dict[str, Any]) -> dict[str, Any]:
+    found = [lines[run.name] for run in members]
+    stops = [line["diverged"] for line in found if line["diverged"]]
+    values, bases, shares = [], [], []
+    for run, line in zip(members, found, strict=True):
+        base = lines.get(dataclasses.replace(run, net=reference).name, {})
+        if line.get("perplexity"):
+            values.append(line["perplexity"])
+            bases.append(base.get("perplexity"))
+            shares.append([100 * n / sum(line["ranges"]) for n in line["ranges"]])
+    whole = bases and None not in bases
+    speeds = [line["tokens_per_second"] for line in found if line["tokens_per_second"]]
+    uses = [line["mfu"] for line in found if line["mfu"]]
+    return {
+        "perplexity": _spread(values, ".2f") if values else _stopped(stops),
+        "Δ %": _delta(values, bases) if whole else "",
+        _RANGES: " ".join(f"{statistics.mean(x):.0f}" for x in zip(*shares, strict=True)),
+        "diverged": f"{len(stops)} of {len(found)}" if stops and values else "",
+        "tokens/s": f"{statistics.median(speeds) / 1000:.0f} k" if speeds else "",
+        "MFU": f"{statistics.median(uses):.2f}" if uses else "",
+    }
+
+
+def _stopped(stops: list[dict[str, Any]]) -> str:
+    """Where all of a net's runs diverged."""
+    steps = ", ".join(str(stop["step"]) for stop in stops)
+    layers = sorted({layer for stop in stops for layer in stop["layers"]})
+    where = f", layers {', '.join(map(str, layers))}" if layers else ""
+    return f"diverged at step {steps}{where}"
+
+
+def _delta(values: Sequence[float], bases: Sequence[float]) -> str:
+    return _spread([100 * (x / y - 1) for x, y in zip(values, bases, strict=True)], "+.1f")
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    mean = format(statistics.mean(values), form)
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {format(statistics.stdev(values), form.strip('+'))}"
+
+
+def filled(page: str, lines: dict[str, dict[str, Any]]) -> str:
+    """The page with its tables made anew."""
+    for name in names():
+        content = table(load(name), lines)
+        page = re.sub(
+            _TABLE.format(name), lambda m, c=content: m[1] + c + m[2], page, flags=re.DOTALL
+        )
+    return page
+
+
+def main(config: Config) -> None:
+    """Prints the tables, or writes them."""
+    lines = results(config.results)
+    if config.write:
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), lines), encoding="utf-8")
+        return
+    for name in names():
+        print(f"{name}\n\n{table(load(name), lines)}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,194 @@
+"""The studies at toy size, and what the runner promises: nothing twice, nothing lost."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from egattn import cli
+from experiments import run as runner
+from experiments.result import results
+from experiments.run import Config, main
+from experiments.study import Rates, Run, load, names
+from experiments.tables import PAGE, filled, table
+
+ALL = list(dict.fromkeys(run for name in names() for run in load(name)))
+
+
+@pytest.fixture
+def two_runs(monkeypatch):
+    """A study of two runs."""
+    runs = (Run("sm_r", "sm_r"), Run("sm", "sm"))
+    monkeypatch.setattr(runner, "load", lambda name: runs)
+    return runs
+
+
+def lines(root: Path) -> list[dict]:
+    return list(map(json.loads, (root / "smoke" / "results.jsonl").read_text().splitlines()))
+
+
+def start(study: str, root: Path, *options: str) -> subprocess.Popen:
+    """A runner in a process of its own, with one device."""
+    command = [sys.executable, "-m", "experiments.run", study, "--smoke", "--root", str(root)]
+    return subprocess.Popen(
+        [*command, *options],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "JAX_NUM_CPU_DEVICES": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_every_study_runs_at_toy_size(tmp_path):
+    with start("all", tmp_path) as process:
+        output, _ = process.communicate(timeout=1200)
+    assert process.returncode == 0, output
+    assert f"{len(ALL)} of {len(ALL)} runs are done" in output
+    done = {tuple(line["words"]): line for line in lines(tmp_path)}
+    assert len(done) == len(lines(tmp_path))
+    for run in ALL:
+        line = done[tuple(run.smoke_words())]
+        assert line["diverged"] is None
+        assert math.isclose(math.log(line["perplexity"]), line["loss"])
+        assert line["curve"]["step"] == [1, 2, 3, 4]
+        assert line["config"]["seed"] == 0
+        assert sum(line["ranges"]) == len(line["head_entropy"]) * 2
+        assert not (tmp_path / "smoke" / "runs" / line["run"] / "checkpoints").exists()
+
+
+def test_full_size_is_what_the_study_says(data):
+    for run in ALL:
+        config = cli._train_config(["run", "--data", str(data), *run.words()])
+        model = config.model
+        assert run.tokens <= config.steps * config.batch_size * model.context_length
+        assert config.steps * config.batch_size * model.context_length < run.tokens + 512 * 128
+        assert (model.num_layers, model.context_length, model.embed_dim, model.num_heads) == (
+            *(run.num_layers, run.context_length),
+            *(768, 12),
+        )
+        assert (config.batch_size, config.accumulation) == (65536 // run.context_length, 4)
+        assert model.layer_kinds.count("none") == run.without_ffn
+        assert (config.penalty.weight > 0) == (
+            run.preset.startswith("ereg") or "penalty.weight" in run.options
+        )
+
+
+def test_a_name_stands_for_one_run():
+    assert len({run.name for run in ALL}) == len(ALL)
+    assert len({tuple(run.words()) for run in ALL if run.rates is None}) == len(
+        [run for run in ALL if run.rates is None]
+    )
+
+
+def test_what_is_done_is_not_trained_again(tmp_path, two_runs, monkeypatch, capsys):
+    assert main(Config("two", smoke=True, root=tmp_path)) == 0
+    first = lines(tmp_path)
+    assert [line["run"] for line in first] == [run.name for run in two_runs]
+    monkeypatch.setattr(cli, "train", None)
+    assert main(Config("two", smoke=True, root=tmp_path)) == 0
+    assert lines(tmp_path) == first
+    assert "2 of 2 runs are done" in capsys.readouterr().out
+
+
+def test_divergence_is_a_result(tmp_path, monkeypatch):
+    huge = "--optimizer.learning-rate 1e30 --optimizer.warmup 0"
+    runs = (Run("sm_g", "sm_g", huge), Run("sm_r", "sm_r"))
+    monkeypatch.setattr(runner, "load", lambda name: runs)
+    assert main(Config("two", smoke=True, root=tmp_path)) == 0
+    bad, good = lines(tmp_path)
+    assert bad["diverged"]["step"] == 2
+    assert bad["tokens"] == 2 * 16 * 16
+    assert len(bad["diverged"]["head_entropy_before"]) == 2
+    assert "perplexity" not in bad
+    assert good["diverged"] is None
+
+
+def test_a_failure_does_not_keep_the_others_waiting(tmp_path, monkeypatch, capsys):
+    runs = (Run("broken", "sm_g", "--model.num-headz 2"), Run("sm_r", "sm_r"))
+    monkeypatch.setattr(runner, "load", lambda name: runs)
+    assert main(Config("two", smoke=True, root=tmp_path)) == 1
+    assert [line["run"] for line in lines(tmp_path)] == ["sm_r-20M-s0"]
+    assert "failed: broken-20M-s0" in capsys.readouterr().err
+
+
+def test_results_of_other_data_are_not_mixed(tmp_path, two_runs):
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke" / "data-128.json").write_text('{"sha256": "another"}')
+    with pytest.raises(ValueError, match="results are of data another, got"):
+        main(Config("two", smoke=True, root=tmp_path))
+    assert not (tmp_path / "smoke" / "runs").exists()
+
+
+def test_an_unknown_study(tmp_path):
+    with pytest.raises(ValueError, match="no study 'depht'; there are beyond, context, depth"):
+        main(Config("depht", root=tmp_path))
+
+
+def test_a_file_that_holds_no_results(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"run": "a"}\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"results.jsonl line 2: expected the result of a run"):
+        results(path)
+
+
+@pytest.mark.slow
+def test_stopped_and_shared_out(tmp_path):
+    """One runner is stopped by the clock, one by a signal; then two finish what is left."""
+    with start("depth", tmp_path, "--minutes", "0.2") as first:
+        output, _ = first.communicate(timeout=120)
+        assert (first.returncode, "stopped" in output) == (0, True), output
+    with start("depth", tmp_path) as second:
+        time.sleep(15)
+        second.send_signal(signal.SIGTERM)
+        output, _ = second.communicate(timeout=60)
+        assert (second.returncode, "stopped" in output) == (0, True), output
+    with start("depth", tmp_path) as third, start("depth", tmp_path) as fourth:
+        assert (third.wait(300), fourth.wait(300)) == (0, 0)
+    assert sorted(line["run"] for line in lines(tmp_path)) == sorted(
+        run.name for run in load("depth")
+    )
+
+
+def result(net: str, seed: int, perplexity: float | None, **fields) -> dict:
+    line = {"run": f"{net}-20M-s{seed}", "tokens_per_second": 500_000, "mfu": 0.45}
+    line |= {"diverged": None, "perplexity": perplexity, "ranges": [1, 0, 0, 3]}
+    return {line["run"]: line | fields}
+
+
+def test_the_table():
+    runs = [Run(net, net, seed=s, paper=p) for net, p in (("a", 2.0), ("b", 3.0)) for s in (0, 1)]
+    runs.append(Run("c", "sm"))
+    # b is 10 % and 20 % above a: 15 % on average, with a standard deviation of 10 / sqrt 2.
+    found = result("a", 0, 10.0) | result("a", 1, 20.0) | result("b", 0, 11.0)
+    found |= result("b", 1, 24.0, tokens_per_second=600_000, ranges=[2, 0, 0, 2])
+    stop = {"step": 17, "layers": [0, 3], "head_entropy_before": None}
+    found |= result("c", 0, None, diverged=stop, tokens_per_second=None, mfu=None, ranges=None)
+    header, _, a, b, c = table(runs, found).splitlines()
+    assert header == (
+        "| net | seeds | perplexity | Δ % | heads per range, % | diverged | tokens/s | MFU | "
+        "paper | paper Δ % |"
+    )
+    assert a.startswith("| `a` | 2 | 15.00 ± 7.07 | +0.0 ± 0.0 | 25 0 0 75 |  | 500 k | 0.45 | 2 |")
+    assert b == (
+        "| `b` | 2 | 17.50 ± 9.19 | +15.0 ± 7.1 | 38 0 0 62 |  | 550 k | 0.45 | 3 | +50.0 |"
+    )
+    assert c == "| `c` | 1 | diverged at step 17, layers 0, 3 |  |  |  |  |  |  |  |"
+
+
+def test_rates_have_no_part_in_toy_size():
+    fast = Run("a", "sm", rates=Rates("1", "0"))
+    assert fast.smoke_words() == Run("b", "sm").smoke_words()
+    assert fast.words() != Run("b", "sm").words()
+
+
+def test_the_page_holds_the_results():
+    page = PAGE.read_text(encoding="utf-8")
+    assert filled(page, results(Config.results)) == page
