@@ -57,6 +57,13 @@ class TestTrain:
         }
         assert expected <= tags
 
+    def test_a_constant_rate_is_logged(self, data, tmp_path):
+        constant = f"{TRAIN} --optimizer.schedule constant --optimizer.warmup 0 --steps 2"
+        egattn(f"train {{0}} --data {{1}} {constant}", tmp_path / "run", data)
+        assert [r["learning_rate"] for r in records(tmp_path / "run", "train")] == [
+            pytest.approx(1e-3)
+        ] * 2
+
     def test_same_seed_gives_the_same_losses(self, finished, data, tmp_path):
         egattn(f"train {{0}} --data {{1}} {EREG}", tmp_path / "again", data)
         assert numbers(tmp_path / "again") == numbers(finished)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from training import EREG, TRAIN, egattn, numbers, records, start
 
+from egattn.train.evaluate import Evaluator
 from egattn.train.integrity import damage, seal
 
 LONG = EREG.replace("--steps 8", "--steps 100000").replace("--evaluate-every 4", "")
@@ -73,6 +74,28 @@ class TestSignals:
         assert "stopped by SIGTERM after step 3, saved" in output
         assert damage(run / "checkpoints" / "3") is None
         assert not records(run, "validation")
+
+    def test_in_the_last_evaluation_it_is_made_up_for(
+        self, finished, data, tmp_path, monkeypatch, capsys
+    ):
+        run, evaluate = tmp_path / "run", Evaluator.__call__
+
+        def stopped(self, state, windows=None, check=lambda: None):
+            if windows is None:
+                signal.raise_signal(signal.SIGTERM)
+            return evaluate(self, state, windows, check)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Evaluator, "__call__", stopped)
+            egattn(f"train {{0}} --data {{1}} {EREG}", run, data)
+        assert "stopped by SIGTERM after step 8, saved" in capsys.readouterr().out
+        assert [r["step"] for r in records(run, "validation")] == [4]
+        for _ in range(2):
+            egattn(f"train {{0}} --data {{1}} {EREG}", run, data)
+            last = records(run, "validation")[1:]
+            assert [(r["step"], r["loss"]) for r in last] == [
+                (8, r["loss"]) for r in records(finished, "validation") if r["step"] == 8
+            ][:1]
 
     def test_while_waiting_for_data_saves(self, finished, data, tmp_path, monkeypatch, capsys):
         from egattn.train import loop

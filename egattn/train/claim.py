@@ -10,10 +10,6 @@ import jax
 from egattn.train.config import TrainConfig, differences, from_json, to_json
 
 
-class InUse(ValueError):
-    """Another process is training in the run directory."""
-
-
 @contextlib.contextmanager
 def claimed(config: TrainConfig) -> Iterator[None]:
     """Holds the run directory, made if missing, for this process.
@@ -22,19 +18,20 @@ def claimed(config: TrainConfig) -> Iterator[None]:
     one job the first holds it.
 
     Raises:
-      InUse: If another process holds the directory.
-      ValueError: If it holds another run or something else.
+      ValueError: If the directory holds another run or something else, or another process holds
+        it.
     """
     if jax.process_index() != 0:
         yield
         return
     path = config.run / "config.json"
     _make(config)
-    with path.open("rb") as file:
+    # Writable, or networked file systems have no lock.
+    with path.open("r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InUse(f"another process is training {config.run}") from None
+            raise ValueError(f"another process is training {config.run}") from None
         yield
 
 

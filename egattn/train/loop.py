@@ -130,7 +130,7 @@ class _Loop:
         try:
             for step in range(first + 1, self.config.steps + 1):
                 values = self._step(step, source, first) or values
-            return self.evaluator(self._state, None, self.stop.check) if values is None else values
+            return self._last_values() if values is None else values
         except Preempted:
             self._save()
             where = f"after step {self._done}, saved" if self._done else "before the first step"
@@ -171,6 +171,12 @@ class _Loop:
             raise Preempted
         return values
 
+    def _last_values(self) -> dict[str, Any]:
+        """Of a run that had taken its last step before: stopped while evaluating, it lacks them."""
+        if self.records.evaluated(self.config.steps):
+            return self.evaluator(self._state, None, self.stop.check)
+        return self._evaluate(self.config.steps, self._state, None)
+
     def _save(self) -> None:
         """Saves the state unless it is the one saved last."""
         self._check()
@@ -184,9 +190,10 @@ class _Loop:
     @functools.cached_property
     def _learning_rates(self) -> np.ndarray:
         """Of all steps, computed once: the device would return one only after all steps queued."""
-        return np.asarray(
-            make_schedule(self.config.optimizer, self.config.steps)(np.arange(self.config.steps))
-        )
+        steps = self.config.steps
+        rates = np.asarray(make_schedule(self.config.optimizer, steps)(np.arange(steps)))
+        # A constant schedule returns one number.
+        return np.broadcast_to(rates, steps)
 
     @functools.cached_property
     def _step_fn(self) -> Callable:

@@ -78,6 +78,11 @@ class Records:
         self._board.flush()
         _write_npz(self._run / "learned.npz", learned)
 
+    def evaluated(self, step: int) -> bool:
+        """Whether this step's evaluation is on record; only process 0 knows."""
+        lines = read_lines(self._run / "metrics.jsonl") if self._active else []
+        return any(x["kind"] == "validation" and x["step"] == step for x in lines)
+
     def _scalars(self, group: str, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
             if isinstance(value, int | float):
