@@ -194,9 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(f"  {name:10s} {run.__doc__}" for name, run in _COMMANDS.items()))
         return
     command, *rest = args
-    # Orbax announces its defaults as warnings, TensorBoard each NaN that the run itself reports.
-    for noisy in ("absl", "tensorboardX"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    quiet()
     try:
         if command not in _COMMANDS:
             raise ValueError(unknown("command", command, _COMMANDS))
@@ -207,6 +205,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         line = " ".join(str(error).split())
         print(f"egattn {command}: {line}", file=sys.stderr)
         _exit(1 if isinstance(error, FloatingPointError) else 2)
+
+
+def quiet() -> None:
+    """Silences what Orbax says about its defaults and TensorBoard about NaNs, which runs report."""
+    for noisy in ("absl", "tensorboardX"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def _exit(status: int) -> NoReturn:

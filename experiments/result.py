@@ -22,6 +22,8 @@ from egattn.train.records import append_line, read_lines
 _PATHS = ("run", "data", "init_from")
 # Points of a curve, at most.
 _POINTS = 40
+# Numbers of one learned parameter, at most.
+_MOST = 1000
 
 
 @contextlib.contextmanager
@@ -33,26 +35,48 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def mine(path: Path) -> Iterator[bool]:
+    """Holds a lock file, made if missing, if no other runner does; whether it does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def append(path: Path, line: dict[str, Any]) -> None:
     """Adds a line to the results; several runners may do so at once."""
-    with locked(path.with_suffix(".lock")), path.open("a", encoding="utf-8") as file:
-        append_line(file, line)
+    with locked(path.with_suffix(".lock")):
+        kept = _complete(path)
+        with path.open("a", encoding="utf-8") as file:
+            # A line that a kill has torn is none.
+            file.truncate(len(kept.encode()))
+            append_line(file, line)
 
 
-def results(path: Path) -> dict[str, dict[str, Any]]:
-    """The last line of each run, by its name.
+def results(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The last line of each training, by its options.
 
     Raises:
       ValueError: If a line is not one of a result.
     """
     found = {}
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    for number, text in enumerate(_complete(path).splitlines(), 1):
         try:
             line = json.loads(text)
-            found[line["run"]] = line
+            found[tuple(line["words"])] = line
         except (ValueError, TypeError, KeyError):
             raise ValueError(f"{path} line {number}: expected the result of a run") from None
     return found
+
+
+def _complete(path: Path) -> str:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text[: text.rfind("\n") + 1]
 
 
 def read(directory: Path) -> dict[str, Any] | None:
@@ -68,13 +92,16 @@ def read(directory: Path) -> dict[str, Any] | None:
     evaluated = run.validation and int(run.validation["step"][-1]) == config.steps
     if not stops and not evaluated:
         return None
+    diverged = _diverged(run, stops[-1]) if stops else None
+    if evaluated and not np.isfinite(run.validation["perplexity"][-1]):
+        diverged = _diverged(run, _last_evaluation(run))
     return {
         **_environment(run),
         "config": {name: value for name, value in run.config.items() if name not in _PATHS},
         "tokens": run.last_step * config.batch_size * config.model.context_length,
         **_speed(run, config.model),
-        "diverged": _diverged(run, stops[-1]) if stops else None,
-        **(_evaluation(run) if evaluated else {}),
+        "diverged": diverged,
+        **(_evaluation(run) if diverged is None else {}),
         "curve": _curve(run),
     }
 
@@ -100,6 +127,12 @@ def _diverged(run: Run, stop: dict[str, Any]) -> dict[str, Any]:
     return {"step": stop["step"], "layers": layers, "head_entropy_before": heads}
 
 
+def _last_evaluation(run: Run) -> dict[str, Any]:
+    """The last step, as one whose numbers were not finite."""
+    bad = ~np.isfinite(run.validation["head_entropy"][-1])
+    return {"step": int(run.validation["step"][-1]), "nonfinite": bad.sum(-1)}
+
+
 def _evaluation(run: Run) -> dict[str, Any]:
     last = {name: column[-1] for name, column in run.validation.items()}
     return {
@@ -107,7 +140,7 @@ def _evaluation(run: Run) -> dict[str, Any]:
         "windows": int(last["windows"]),
         "head_entropy": _rounded(last["head_entropy"]),
         "ranges": range_counts(last["head_entropy"]).tolist(),
-        "learned": {name: _rounded(value) for name, value in run.learned.items()},
+        "learned": {name: _rounded(_short(value)) for name, value in run.learned.items()},
     }
 
 
@@ -120,6 +153,11 @@ def _curve(run: Run) -> dict[str, Any]:
         "loss": _rounded(run.train["loss"][kept]),
         "layer_entropy": _rounded(run.train["head_entropy"][kept].mean(-1)),
     }
+
+
+def _short(value: np.ndarray) -> np.ndarray:
+    """Slopes per feature as their mean per layer."""
+    return value if value.size <= _MOST else value.mean(-1)
 
 
 def _rounded(values: Any) -> Any:

@@ -31,9 +31,8 @@ import tyro
 from egattn import cli
 from egattn.data import load_manifest
 from egattn.train import Preempted
-from egattn.train.claim import InUse
-from experiments.result import append, locked, read, results
-from experiments.study import VOCAB_SIZE, Run, load, names
+from experiments.result import append, locked, mine, read, results
+from experiments.study import STUDIES, VOCAB_SIZE, Run, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,52 +62,52 @@ def main(config: Config) -> int:
     if config.smoke:
         root = config.root / "smoke"
         config = dataclasses.replace(config, root=root, results=root / "results.jsonl")
-    studies = names() if config.study == "all" else [config.study]
+    cli.quiet()
+    studies = STUDIES if config.study == "all" else [config.study]
     runs = list(dict.fromkeys(run for name in studies for run in load(name)))
-    end = time.monotonic() + 60 * (config.minutes or float("inf"))
+    end = time.monotonic() + 60 * (float("inf") if config.minutes is None else config.minutes)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(config.root / "compiled"))
+    failed: list[Run] = []
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        failed = _run_all(config, runs, end)
+        _run_all(config, runs, end, failed)
     except (Preempted, KeyboardInterrupt):
         print("stopped; the same command continues")
-        return 0
     finally:
         signal.signal(signal.SIGTERM, before)
     done = results(config.results)
-    print(f"{sum(_is_done(config, run, done) for run in runs)} of {len(runs)} runs are done")
+    print(f"{sum(_words(config, run) in done for run in runs)} of {len(runs)} runs are done")
     for run in failed:
         print(f"failed: {run.name}", file=sys.stderr)
     return len(failed)
 
 
 def _stop(*_: Any) -> None:
-    raise Preempted
+    # Not Preempted, which is for trainings to raise.
+    raise KeyboardInterrupt
 
 
-def _run_all(config: Config, runs: list[Run], end: float) -> list[Run]:
-    """Trains what is not done, one after the other; returns what failed."""
-    failed = []
+def _run_all(config: Config, runs: list[Run], end: float, failed: list[Run]) -> None:
+    """Trains what is not done, one after the other; adds what fails to `failed`."""
     data = {length: _data(config, length) for length in {run.context_length for run in runs}}
     for run in runs:
-        if _is_done(config, run, results(config.results)):
-            continue
         if time.monotonic() >= end:
             raise Preempted
-        try:
-            _run(config, run, data[run.context_length], end)
-        except InUse:
-            print(f"{run.name}: another runner has it")
-        except Preempted:
-            raise
-        except Exception:
-            # The others need not wait until this is understood.
-            traceback.print_exc()
-            failed.append(run)
+        with mine(config.root / "locks" / run.name) as free:
+            # Only now: another runner may just have finished it.
+            if not free or _words(config, run) in results(config.results):
+                continue
+            try:
+                _run(config, run, data[run.context_length], end)
+            except Preempted:
+                raise
+            except Exception:
+                # The others need not wait until this is understood.
+                traceback.print_exc()
+                failed.append(run)
         # The arrays of a finished run would stay on the device.
         gc.collect()
-    return failed
 
 
 def _run(config: Config, run: Run, data: Path, end: float) -> None:
@@ -118,7 +117,7 @@ def _run(config: Config, run: Run, data: Path, end: float) -> None:
       Preempted: If it was stopped on the way.
     """
     directory = config.root / "runs" / run.name
-    words = _words(config, run)
+    words = list(_words(config, run))
     print(f"\n$ egattn train {directory} --data {data} {' '.join(words)}", flush=True)
     with _stopped_at(end):
         try:
@@ -133,16 +132,8 @@ def _run(config: Config, run: Run, data: Path, end: float) -> None:
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
-def _words(config: Config, run: Run) -> list[str]:
-    return run.smoke_words() if config.smoke else run.words()
-
-
-def _is_done(config: Config, run: Run, done: dict[str, dict[str, Any]]) -> bool:
-    """Whether the results hold this run; at toy size also one that differs only in its name."""
-    words = _words(config, run)
-    if config.smoke:
-        return any(line["words"] == words for line in done.values())
-    return run.name in done and done[run.name]["words"] == words
+def _words(config: Config, run: Run) -> tuple[str, ...]:
+    return tuple(run.smoke_words() if config.smoke else run.words())
 
 
 def _data(config: Config, context_length: int) -> Path:
@@ -163,11 +154,13 @@ def _data(config: Config, context_length: int) -> Path:
             size += f" --tokenizer {first}/tokenizer.json --context-length {context_length}"
             cli.prepare([str(data), *size.split()])
         manifest = load_manifest(data, verify=False)
-        kept = config.results.with_name(f"data-{context_length}.json")
+        kept = config.results.with_name(f"{config.results.stem}-data-{context_length}.json")
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             values = {"sha256": manifest.sha256, **dataclasses.asdict(manifest)}
-            kept.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            partial = kept.with_suffix(".partial")
+            partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            os.replace(partial, kept)
         known = json.loads(kept.read_text(encoding="utf-8"))["sha256"]
     if known != manifest.sha256:
         raise ValueError(

@@ -19,8 +19,10 @@ import tyro
 from benchmarks.table import markdown
 from experiments.result import results
 from experiments.run import Config as RunConfig
-from experiments.study import MILLION, Run, load, names
+from experiments.study import MILLION, STUDIES, Run, load
 
+# By the options of the training, see `results`.
+Lines = dict[tuple[str, ...], dict[str, Any]]
 PAGE = Path("docs/results.md")
 # In the page, around each table.
 _TABLE = r"(<!-- table {} -->\n).*?(<!-- end -->)"
@@ -37,27 +39,27 @@ class Config:
     """Write the tables into docs/results.md instead of printing them."""
 
 
-def table(runs: Sequence[Run], lines: dict[str, dict[str, Any]]) -> str:
+def table(runs: Sequence[Run], lines: Lines) -> str:
     """A study as Markdown: a row per net and budget, over its seeds; what is not done is absent.
 
     Args:
       runs: The study.
-      lines: Results by the name of the run.
+      lines: Results by the options of the training; others than today's are passed over.
     """
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        if run.name in lines:
+        if tuple(run.words()) in lines:
             groups.setdefault((run.net, *_budget(run)), []).append(run)
-    first = {_budget(run): run.net for run in reversed(runs)}
+    first = {_budget(run): run for run in reversed(runs)}
     paper = {(run.net, *_budget(run)): run.paper for run in runs}
     rows = []
     for (net, *budget), members in groups.items():
         reference = first[tuple(budget)]
         row = {"net": f"`{net}`", **_budget_columns(runs, members[0]), "seeds": len(members)}
         row |= _measured(members, reference, lines)
-        ours, base = paper[net, *budget], paper[reference, *budget]
+        ours, base = paper[net, *budget], reference.paper
         row["paper"] = "" if ours is None else f"{ours:g}"
-        row["paper Δ %"] = "" if ours is None or base is None else _delta([ours], [base])
+        row["paper Δ %"] = "" if ours is None or base is None else _delta([(ours, base)])
         rows.append(row)
     return markdown(rows) if rows else "No run yet.\n"
 
@@ -77,22 +79,22 @@ def _budget_columns(runs: Sequence[Run], run: Run) -> dict[str, Any]:
     return found | ({"tokens": f"{run.tokens / MILLION:g} M"} if "tokens" in found else {})
 
 
-def _measured(members: list[Run], reference: str, lines: dict[str, Any]) -> dict[str, Any]:
-    found = [lines[run.name] for run in members]
+def _measured(members: list[Run], reference: Run, lines: Lines) -> dict[str, Any]:
+    found = [lines[tuple(run.words())] for run in members]
     stops = [line["diverged"] for line in found if line["diverged"]]
-    values, bases, shares = [], [], []
+    values, pairs, shares = [], [], []
     for run, line in zip(members, found, strict=True):
-        base = lines.get(dataclasses.replace(run, net=reference).name, {})
-        if line.get("perplexity"):
+        base = lines.get(tuple(dataclasses.replace(reference, seed=run.seed).words()), {})
+        if "perplexity" in line:
             values.append(line["perplexity"])
-            bases.append(base.get("perplexity"))
             shares.append([100 * n / sum(line["ranges"]) for n in line["ranges"]])
-    whole = bases and None not in bases
+        if "perplexity" in line and "perplexity" in base:
+            pairs.append((line["perplexity"], base["perplexity"]))
     speeds = [line["tokens_per_second"] for line in found if line["tokens_per_second"]]
     uses = [line["mfu"] for line in found if line["mfu"]]
     return {
         "perplexity": _spread(values, ".2f") if values else _stopped(stops),
-        "Δ %": _delta(values, bases) if whole else "",
+        "Δ %": _delta(pairs) if pairs else "",
         _RANGES: " ".join(f"{statistics.mean(x):.0f}" for x in zip(*shares, strict=True)),
         "diverged": f"{len(stops)} of {len(found)}" if stops and values else "",
         "tokens/s": f"{statistics.median(speeds) / 1000:.0f} k" if speeds else "",
@@ -108,8 +110,8 @@ def _stopped(stops: list[dict[str, Any]]) -> str:
     return f"diverged at step {steps}{where}"
 
 
-def _delta(values: Sequence[float], bases: Sequence[float]) -> str:
-    return _spread([100 * (x / y - 1) for x, y in zip(values, bases, strict=True)], "+.1f")
+def _delta(pairs: Sequence[tuple[float, float]]) -> str:
+    return _spread([100 * (x / y - 1) for x, y in pairs], "+.1f")
 
 
 def _spread(values: Sequence[float], form: str) -> str:
@@ -119,13 +121,17 @@ def _spread(values: Sequence[float], form: str) -> str:
     return f"{mean} ± {format(statistics.stdev(values), form.strip('+'))}"
 
 
-def filled(page: str, lines: dict[str, dict[str, Any]]) -> str:
-    """The page with its tables made anew."""
-    for name in names():
-        content = table(load(name), lines)
-        page = re.sub(
-            _TABLE.format(name), lambda m, c=content: m[1] + c + m[2], page, flags=re.DOTALL
-        )
+def filled(page: str, lines: Lines) -> str:
+    """The page with its tables made anew.
+
+    Raises:
+      ValueError: If the page has no place for one of them.
+    """
+    for name in STUDIES:
+        content, pattern = table(load(name), lines), _TABLE.format(name)
+        page, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], page, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"{PAGE}: expected one place for the table {name}, got {count}")
     return page
 
 
@@ -135,7 +141,7 @@ def main(config: Config) -> None:
     if config.write:
         PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), lines), encoding="utf-8")
         return
-    for name in names():
+    for name in STUDIES:
         print(f"{name}\n\n{table(load(name), lines)}")
 
 

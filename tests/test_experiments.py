@@ -1,24 +1,28 @@
 """The studies at toy size, and what the runner promises: nothing twice, nothing lost."""
 
+import dataclasses
 import json
 import math
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from synthetic_runs import entropies, make_run
 
 from egattn import cli
+from egattn.train import TrainConfig
 from experiments import run as runner
-from experiments.result import results
+from experiments import studies
+from experiments.result import append, read, results
 from experiments.run import Config, main
-from experiments.study import Rates, Run, load, names
+from experiments.study import STUDIES, Rates, Run, load
 from experiments.tables import PAGE, filled, table
 
-ALL = list(dict.fromkeys(run for name in names() for run in load(name)))
+ALL = list(dict.fromkeys(run for name in STUDIES for run in load(name)))
 
 
 @pytest.fixture
@@ -81,6 +85,10 @@ def test_full_size_is_what_the_study_says(data):
         )
 
 
+def test_all_studies_are_listed():
+    assert {module.name for module in pkgutil.iter_modules(studies.__path__)} == set(STUDIES)
+
+
 def test_a_name_stands_for_one_run():
     assert len({run.name for run in ALL}) == len(ALL)
     assert len({tuple(run.words()) for run in ALL if run.rates is None}) == len(
@@ -121,57 +129,94 @@ def test_a_failure_does_not_keep_the_others_waiting(tmp_path, monkeypatch, capsy
 
 def test_results_of_other_data_are_not_mixed(tmp_path, two_runs):
     (tmp_path / "smoke").mkdir()
-    (tmp_path / "smoke" / "data-128.json").write_text('{"sha256": "another"}')
+    (tmp_path / "smoke" / "results-data-128.json").write_text('{"sha256": "another"}')
     with pytest.raises(ValueError, match="results are of data another, got"):
         main(Config("two", smoke=True, root=tmp_path))
     assert not (tmp_path / "smoke" / "runs").exists()
 
 
 def test_an_unknown_study(tmp_path):
-    with pytest.raises(ValueError, match="no study 'depht'; there are beyond, context, depth"):
+    with pytest.raises(ValueError, match="no study 'depht'; there are rates, nonlinearity"):
         main(Config("depht", root=tmp_path))
 
 
 def test_a_file_that_holds_no_results(tmp_path):
     path = tmp_path / "results.jsonl"
-    path.write_text('{"run": "a"}\n{"step": 3}\n')
+    path.write_text('{"run": "a", "words": []}\n{"step": 3}\n')
     with pytest.raises(ValueError, match=r"results.jsonl line 2: expected the result of a run"):
         results(path)
 
 
+def test_a_torn_line_is_no_result(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"run": "ä", "words": ["x"]}\n{"run": "b", "wo')
+    assert list(results(path)) == [("x",)]
+    append(path, {"run": "c", "words": ["y"]})
+    assert list(results(path)) == [("x",), ("y",)]
+
+
+def test_a_validation_that_is_not_finite_is_a_divergence(tmp_path):
+    heads = entropies(3, 2)
+    heads[1, 0] = math.nan
+    run = make_run(tmp_path / "run", heads, evaluated={30: math.nan})
+    about = json.loads((run / "config.json").read_text())
+    config = dataclasses.asdict(TrainConfig(run, steps=30)) | {"data": "data"}
+    config["model"] |= about["model"]
+    (run / "config.json").write_text(json.dumps(config, default=str))
+    line = read(run)
+    assert line is not None
+    assert (line["diverged"]["step"], line["diverged"]["layers"]) == (30, [1])
+    assert "perplexity" not in line
+
+
 @pytest.mark.slow
 def test_stopped_and_shared_out(tmp_path):
-    """One runner is stopped by the clock, one by a signal; then two finish what is left."""
-    with start("depth", tmp_path, "--minutes", "0.2") as first:
-        output, _ = first.communicate(timeout=120)
-        assert (first.returncode, "stopped" in output) == (0, True), output
-    with start("depth", tmp_path) as second:
-        time.sleep(15)
-        second.send_signal(signal.SIGTERM)
-        output, _ = second.communicate(timeout=60)
-        assert (second.returncode, "stopped" in output) == (0, True), output
-    with start("depth", tmp_path) as third, start("depth", tmp_path) as fourth:
-        assert (third.wait(300), fourth.wait(300)) == (0, 0)
+    """One runner is stopped while it trains; then two finish what is left."""
+    with start("depth", tmp_path) as first:
+        assert first.stdout is not None
+        seen = []
+        for text in first.stdout:
+            seen.append(text)
+            if text.startswith("step 1 "):
+                first.send_signal(signal.SIGTERM)
+        assert (first.wait(60), "stopped" in "".join(seen)) == (0, True), seen
+    assert not (tmp_path / "smoke" / "results.jsonl").exists()
+    with start("depth", tmp_path) as second, start("depth", tmp_path) as third:
+        for process in (second, third):
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output
     assert sorted(line["run"] for line in lines(tmp_path)) == sorted(
         run.name for run in load("depth")
     )
 
 
+@pytest.mark.parametrize("minutes", [0.0, 1e-3])
+def test_the_time_is_up(tmp_path, two_runs, minutes, capsys):
+    assert main(Config("two", smoke=True, root=tmp_path, minutes=minutes)) == 0
+    assert "stopped; the same command continues\n0 of 2 runs are done" in capsys.readouterr().out
+
+
 def result(net: str, seed: int, perplexity: float | None, **fields) -> dict:
-    line = {"run": f"{net}-20M-s{seed}", "tokens_per_second": 500_000, "mfu": 0.45}
-    line |= {"diverged": None, "perplexity": perplexity, "ranges": [1, 0, 0, 3]}
-    return {line["run"]: line | fields}
+    words = Run(net, net, seed=seed).words()
+    line: dict = {"words": words, "tokens_per_second": 500_000, "mfu": 0.45}
+    line |= {"diverged": None, "ranges": [1, 0, 0, 3]}
+    line |= {} if perplexity is None else {"perplexity": perplexity}
+    return {tuple(words): line | fields}
 
 
 def test_the_table():
     runs = [Run(net, net, seed=s, paper=p) for net, p in (("a", 2.0), ("b", 3.0)) for s in (0, 1)]
-    runs.append(Run("c", "sm"))
+    runs += [Run("c", "c", seed=0), Run("d", "d", seed=0), Run("d", "d", seed=1)]
     # b is 10 % and 20 % above a: 15 % on average, with a standard deviation of 10 / sqrt 2.
     found = result("a", 0, 10.0) | result("a", 1, 20.0) | result("b", 0, 11.0)
     found |= result("b", 1, 24.0, tokens_per_second=600_000, ranges=[2, 0, 0, 2])
     stop = {"step": 17, "layers": [0, 3], "head_entropy_before": None}
     found |= result("c", 0, None, diverged=stop, tokens_per_second=None, mfu=None, ranges=None)
-    header, _, a, b, c = table(runs, found).splitlines()
+    # One seed of d diverged; the other is 30 % above a.
+    found |= result("d", 0, None, diverged=stop, ranges=None) | result("d", 1, 26.0)
+    # Of an older recipe.
+    found |= {("--old",): {"net": "a"}}
+    header, _, a, b, c, d = table(runs, found).splitlines()
     assert header == (
         "| net | seeds | perplexity | Δ % | heads per range, % | diverged | tokens/s | MFU | "
         "paper | paper Δ % |"
@@ -180,6 +225,7 @@ def test_the_table():
     assert b == (
         "| `b` | 2 | 17.50 ± 9.19 | +15.0 ± 7.1 | 38 0 0 62 |  | 550 k | 0.45 | 3 | +50.0 |"
     )
+    assert d == "| `d` | 2 | 26.00 | +30.0 | 25 0 0 75 | 1 of 2 | 500 k | 0.45 |  |  |"
     assert c == "| `c` | 1 | diverged at step 17, layers 0, 3 |  |  |  |  |  |  |  |"
 
 

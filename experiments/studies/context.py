@@ -2,7 +2,8 @@
 
     python -m experiments.run context
 
-The paper's T = 512 is on another text (Languini, 1.2, 2.4 and 4.8 billion tokens).
+The paper's T = 512 is on another text (Languini, 1.2, 2.4 and 4.8 billion tokens). The penalty's
+weight, which is per position here, stays that of T = 128.
 """
 
 from experiments.study import MILLION, Run

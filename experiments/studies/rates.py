@@ -6,7 +6,7 @@ python -m experiments.run rates
 from experiments.study import Rates, Run
 
 _FAMILIES = ("sm_ln_g", "sm_ln", "sm_r", "sm", "sm_wnorm", "sm_scffn", "sm_scfuffn", "sm_t_scfuffn")
-_GRID = (Rates("1e-3", "0.05"), Rates("1e-3", "0.3"), Rates("3e-4", "0.3"), Rates("3e-3", "0.3"))
+_GRID = tuple(Rates(rate, warmup) for rate in ("1e-3", "3e-4") for warmup in ("0.05", "0.3"))
 RUNS = tuple(
     Run(f"{net}-lr{rates.learning_rate}-w{rates.warmup}", net, rates=rates)
     for net in _FAMILIES
