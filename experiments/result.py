@@ -27,21 +27,12 @@ _MOST = 1000
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock file, made if missing, against other runners; waits for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def mine(path: Path) -> Iterator[bool]:
-    """Holds a lock file, made if missing, if no other runner does; whether it does."""
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock file, made if missing; whether it does, which without waiting may be not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:

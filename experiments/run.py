@@ -31,8 +31,8 @@ import tyro
 from egattn import cli
 from egattn.data import load_manifest
 from egattn.train import Preempted
-from experiments.result import append, locked, mine, read, results
-from experiments.study import STUDIES, VOCAB_SIZE, Run, load
+from experiments.result import append, locked, read, results
+from experiments.study import STUDIES, VOCAB_SIZE, Training, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def main(config: Config) -> int:
     end = time.monotonic() + 60 * (float("inf") if config.minutes is None else config.minutes)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(config.root / "compiled"))
-    failed: list[Run] = []
+    failed: list[Training] = []
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         _run_all(config, runs, end, failed)
@@ -88,13 +88,13 @@ def _stop(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _run_all(config: Config, runs: list[Run], end: float, failed: list[Run]) -> None:
+def _run_all(config: Config, runs: list[Training], end: float, failed: list[Training]) -> None:
     """Trains what is not done, one after the other; adds what fails to `failed`."""
     data = {length: _data(config, length) for length in {run.context_length for run in runs}}
     for run in runs:
         if time.monotonic() >= end:
             raise Preempted
-        with mine(config.root / "locks" / run.name) as free:
+        with locked(config.root / "locks" / run.name, wait=False) as free:
             # Only now: another runner may just have finished it.
             if not free or _words(config, run) in results(config.results):
                 continue
@@ -110,7 +110,7 @@ def _run_all(config: Config, runs: list[Run], end: float, failed: list[Run]) -> 
         gc.collect()
 
 
-def _run(config: Config, run: Run, data: Path, end: float) -> None:
+def _run(config: Config, run: Training, data: Path, end: float) -> None:
     """Trains one run and writes its result down.
 
     Raises:
@@ -132,7 +132,7 @@ def _run(config: Config, run: Run, data: Path, end: float) -> None:
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
-def _words(config: Config, run: Run) -> tuple[str, ...]:
+def _words(config: Config, run: Training) -> tuple[str, ...]:
     return tuple(run.smoke_words() if config.smoke else run.words())
 
 

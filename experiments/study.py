@@ -40,7 +40,7 @@ _WITHOUT_NORM = Rates("1e-3", "0.3")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Training:
     """One training of a study."""
 
     net: str
@@ -106,13 +106,15 @@ def _feed_forward(layers: int, removed: int) -> str:
     return f"--model.feed-forward {' '.join(kinds)}" if removed else ""
 
 
-def main_rows(paper: Mapping[str, float | None]) -> tuple[Run, ...]:
+def main_rows(paper: Mapping[str, float | None]) -> tuple[Training, ...]:
     """The paper's nets, with its perplexities: 20 M tokens with three seeds, 100 M with one."""
-    short = [Run(net, net, seed=seed, paper=x) for net, x in paper.items() for seed in (0, 1, 2)]
-    return *short, *(Run(net, net, tokens=100 * MILLION, paper=x) for net, x in paper.items())
+    short = [
+        Training(net, net, seed=seed, paper=x) for net, x in paper.items() for seed in (0, 1, 2)
+    ]
+    return *short, *(Training(net, net, tokens=100 * MILLION, paper=x) for net, x in paper.items())
 
 
-def load(name: str) -> tuple[Run, ...]:
+def load(name: str) -> tuple[Training, ...]:
     """The runs of a study.
 
     Raises:

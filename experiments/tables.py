@@ -19,7 +19,7 @@ import tyro
 from benchmarks.table import markdown
 from experiments.result import results
 from experiments.run import Config as RunConfig
-from experiments.study import MILLION, STUDIES, Run, load
+from experiments.study import MILLION, STUDIES, Training, load
 
 # By the options of the training, see `results`.
 Lines = dict[tuple[str, ...], dict[str, Any]]
@@ -39,14 +39,14 @@ class Config:
     """Write the tables into docs/results.md instead of printing them."""
 
 
-def table(runs: Sequence[Run], lines: Lines) -> str:
+def table(runs: Sequence[Training], lines: Lines) -> str:
     """A study as Markdown: a row per net and budget, over its seeds; what is not done is absent.
 
     Args:
       runs: The study.
       lines: Results by the options of the training; others than today's are passed over.
     """
-    groups: dict[tuple, list[Run]] = {}
+    groups: dict[tuple, list[Training]] = {}
     for run in runs:
         if tuple(run.words()) in lines:
             groups.setdefault((run.net, *_budget(run)), []).append(run)
@@ -64,11 +64,11 @@ def table(runs: Sequence[Run], lines: Lines) -> str:
     return markdown(rows) if rows else "No run yet.\n"
 
 
-def _budget(run: Run) -> tuple[int, int, int]:
+def _budget(run: Training) -> tuple[int, int, int]:
     return run.num_layers, run.context_length, run.tokens
 
 
-def _budget_columns(runs: Sequence[Run], run: Run) -> dict[str, Any]:
+def _budget_columns(runs: Sequence[Training], run: Training) -> dict[str, Any]:
     """Layers, positions and tokens, as far as they vary within the study."""
     columns = {"layers": "num_layers", "T": "context_length", "tokens": "tokens"}
     found = {
@@ -79,7 +79,7 @@ def _budget_columns(runs: Sequence[Run], run: Run) -> dict[str, Any]:
     return found | ({"tokens": f"{run.tokens / MILLION:g} M"} if "tokens" in found else {})
 
 
-def _measured(members: list[Run], reference: Run, lines: Lines) -> dict[str, Any]:
+def _measured(members: list[Training], reference: Training, lines: Lines) -> dict[str, Any]:
     found = [lines[tuple(run.words())] for run in members]
     stops = [line["diverged"] for line in found if line["diverged"]]
     values, pairs, shares = [], [], []

@@ -19,7 +19,7 @@ from experiments import run as runner
 from experiments import studies
 from experiments.result import append, read, results
 from experiments.run import Config, main
-from experiments.study import STUDIES, Rates, Run, load
+from experiments.study import STUDIES, Rates, Training, load
 from experiments.tables import PAGE, filled, table
 
 ALL = list(dict.fromkeys(run for name in STUDIES for run in load(name)))
@@ -28,7 +28,7 @@ ALL = list(dict.fromkeys(run for name in STUDIES for run in load(name)))
 @pytest.fixture
 def two_runs(monkeypatch):
     """A study of two runs."""
-    runs = (Run("sm_r", "sm_r"), Run("sm", "sm"))
+    runs = (Training("sm_r", "sm_r"), Training("sm", "sm"))
     monkeypatch.setattr(runner, "load", lambda name: runs)
     return runs
 
@@ -108,7 +108,7 @@ def test_what_is_done_is_not_trained_again(tmp_path, two_runs, monkeypatch, caps
 
 def test_divergence_is_a_result(tmp_path, monkeypatch):
     huge = "--optimizer.learning-rate 1e30 --optimizer.warmup 0"
-    runs = (Run("sm_g", "sm_g", huge), Run("sm_r", "sm_r"))
+    runs = (Training("sm_g", "sm_g", huge), Training("sm_r", "sm_r"))
     monkeypatch.setattr(runner, "load", lambda name: runs)
     assert main(Config("two", smoke=True, root=tmp_path)) == 0
     bad, good = lines(tmp_path)
@@ -120,7 +120,7 @@ def test_divergence_is_a_result(tmp_path, monkeypatch):
 
 
 def test_a_failure_does_not_keep_the_others_waiting(tmp_path, monkeypatch, capsys):
-    runs = (Run("broken", "sm_g", "--model.num-headz 2"), Run("sm_r", "sm_r"))
+    runs = (Training("broken", "sm_g", "--model.num-headz 2"), Training("sm_r", "sm_r"))
     monkeypatch.setattr(runner, "load", lambda name: runs)
     assert main(Config("two", smoke=True, root=tmp_path)) == 1
     assert [line["run"] for line in lines(tmp_path)] == ["sm_r-20M-s0"]
@@ -197,7 +197,7 @@ def test_the_time_is_up(tmp_path, two_runs, minutes, capsys):
 
 
 def result(net: str, seed: int, perplexity: float | None, **fields) -> dict:
-    words = Run(net, net, seed=seed).words()
+    words = Training(net, net, seed=seed).words()
     line: dict = {"words": words, "tokens_per_second": 500_000, "mfu": 0.45}
     line |= {"diverged": None, "ranges": [1, 0, 0, 3]}
     line |= {} if perplexity is None else {"perplexity": perplexity}
@@ -205,8 +205,10 @@ def result(net: str, seed: int, perplexity: float | None, **fields) -> dict:
 
 
 def test_the_table():
-    runs = [Run(net, net, seed=s, paper=p) for net, p in (("a", 2.0), ("b", 3.0)) for s in (0, 1)]
-    runs += [Run("c", "c", seed=0), Run("d", "d", seed=0), Run("d", "d", seed=1)]
+    runs = [
+        Training(net, net, seed=s, paper=p) for net, p in (("a", 2.0), ("b", 3.0)) for s in (0, 1)
+    ]
+    runs += [Training("c", "c", seed=0), Training("d", "d", seed=0), Training("d", "d", seed=1)]
     # b is 10 % and 20 % above a: 15 % on average, with a standard deviation of 10 / sqrt 2.
     found = result("a", 0, 10.0) | result("a", 1, 20.0) | result("b", 0, 11.0)
     found |= result("b", 1, 24.0, tokens_per_second=600_000, ranges=[2, 0, 0, 2])
@@ -230,9 +232,9 @@ def test_the_table():
 
 
 def test_rates_have_no_part_in_toy_size():
-    fast = Run("a", "sm", rates=Rates("1", "0"))
-    assert fast.smoke_words() == Run("b", "sm").smoke_words()
-    assert fast.words() != Run("b", "sm").words()
+    fast = Training("a", "sm", rates=Rates("1", "0"))
+    assert fast.smoke_words() == Training("b", "sm").smoke_words()
+    assert fast.words() != Training("b", "sm").words()
 
 
 def test_the_page_holds_the_results():

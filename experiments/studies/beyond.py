@@ -7,7 +7,7 @@ with a ceiling per row (log of the keys that it sees), with the excess over the 
 the head's mean (Algorithm 1 to the letter).
 """
 
-from experiments.study import Run
+from experiments.study import Training
 
 _EREG = "ereg_sm_t_scfuffn"
 _NETS = {
@@ -20,7 +20,7 @@ _NETS = {
     f"{_EREG}-head": (_EREG, "--penalty.reduction head", None),
 }
 RUNS = tuple(
-    Run(net, preset, options, seed=seed, paper=paper)
+    Training(net, preset, options, seed=seed, paper=paper)
     for net, (preset, options, paper) in _NETS.items()
     for seed in (0, 1, 2)
 )

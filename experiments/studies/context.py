@@ -6,7 +6,7 @@ The paper's T = 512 is on another text (Languini, 1.2, 2.4 and 4.8 billion token
 weight, which is per position here, stays that of T = 128.
 """
 
-from experiments.study import MILLION, Run
+from experiments.study import MILLION, Training
 
 _PAPER = {
     # At T = 256, and at T = 512 with one, two and four times the tokens.
@@ -16,7 +16,7 @@ _PAPER = {
     "ereg_sm_t_scfuffn": (2.92, 31.54, 28.70, 26.55),
 }
 RUNS = tuple(
-    Run(net, net, tokens=tokens * MILLION, context_length=length, paper=_PAPER[net][column])
+    Training(net, net, tokens=tokens * MILLION, context_length=length, paper=_PAPER[net][column])
     for column, (length, tokens) in enumerate(((256, 20), (512, 20), (512, 40), (512, 80)))
     for net in _PAPER
 )

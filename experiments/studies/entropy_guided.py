@@ -3,7 +3,7 @@
 python -m experiments.run entropy_guided
 """
 
-from experiments.study import Run, main_rows
+from experiments.study import Training, main_rows
 
 _EREG = "ereg_sm_t_scfuffn"
 RUNS = (
@@ -18,10 +18,10 @@ RUNS = (
     ),
     # The presets start at t = 0.1.
     *(
-        Run(f"{net}-t{t}", net, f"--model.temperature {t}")
+        Training(f"{net}-t{t}", net, f"--model.temperature {t}")
         for net in ("sm_t_scfuffn", _EREG)
         for t in ("1", "0.01")
     ),
-    Run(f"{_EREG}-excess", _EREG, "--penalty.kind excess"),
-    *(Run(f"sm_scfuffn_{i}", "sm_scfuffn", without_ffn=i) for i in (2, 4, 6)),
+    Training(f"{_EREG}-excess", _EREG, "--penalty.kind excess"),
+    *(Training(f"sm_scfuffn_{i}", "sm_scfuffn", without_ffn=i) for i in (2, 4, 6)),
 )

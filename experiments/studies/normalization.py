@@ -3,7 +3,7 @@
 python -m experiments.run normalization
 """
 
-from experiments.study import Run, main_rows
+from experiments.study import Training, main_rows
 
 _GROUPS = {
     # Matrices, and the paper's perplexities with weight norm and spectral norm.
@@ -15,7 +15,7 @@ _GROUPS = {
 RUNS = (
     *main_rows({"sm_ln_g": 2.69, "sm_wnorm": 3.640, "sm_snorm": 3.624, "sm_scffn": 3.50}),
     *(
-        Run(f"{net}-{group}", net, f"--model.reparam-matrices {matrices}", paper=paper[which])
+        Training(f"{net}-{group}", net, f"--model.reparam-matrices {matrices}", paper=paper[which])
         for which, net in enumerate(("sm_wnorm", "sm_snorm"))
         for group, (matrices, *paper) in _GROUPS.items()
     ),

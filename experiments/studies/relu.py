@@ -5,14 +5,14 @@
 Source: Jha & Reagen, arXiv 2410.09637: without LayerNorm the slopes go to 0, that is, to ReLU.
 """
 
-from experiments.study import Run
+from experiments.study import Training
 
 _PAPER = {"sm_ln_g": 2.69, "sm_ln_r": 2.76, "sm_g": 3.20, "sm_r": 2.94}
 _LEARNED = "--model.activation leaky_relu --model.slope-scope"
 RUNS = (
-    *(Run(net, net, paper=value) for net, value in _PAPER.items()),
+    *(Training(net, net, paper=value) for net, value in _PAPER.items()),
     *(
-        Run(f"{net}-{scope}_slopes", net, f"{_LEARNED} {scope}")
+        Training(f"{net}-{scope}_slopes", net, f"{_LEARNED} {scope}")
         for net in ("sm_ln_r", "sm_r")
         for scope in ("model", "layer", "feature")
     ),

@@ -3,14 +3,14 @@
 python -m experiments.run tolerance
 """
 
-from experiments.study import Run
+from experiments.study import Training
 
 RUNS = (
-    Run("sm_t_scfuffn", "sm_t_scfuffn"),
+    Training("sm_t_scfuffn", "sm_t_scfuffn"),
     # Its own is 0.2.
-    Run("ereg_sm_t_scfuffn", "ereg_sm_t_scfuffn", paper=3.21),
+    Training("ereg_sm_t_scfuffn", "ereg_sm_t_scfuffn", paper=3.21),
     *(
-        Run(f"ereg_sm_t_scfuffn-g{gamma}", "ereg_sm_t_scfuffn", f"--penalty.tolerance {gamma}")
+        Training(f"ereg_sm_t_scfuffn-g{gamma}", "ereg_sm_t_scfuffn", f"--penalty.tolerance {gamma}")
         for gamma in ("0", "0.05", "0.1", "0.15", "0.25", "0.3")
     ),
 )
