@@ -33,7 +33,7 @@ from egattn.train.variables import load_variables
 
 try:
     import torch  # pyright: ignore[reportMissingImports]  # not needed by the library
-    import transformers  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]  # nor this
 except ImportError as error:
     raise SystemExit(
         f"decode_speed needs PyTorch: pip install torch transformers ({error})"

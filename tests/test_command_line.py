@@ -191,6 +191,7 @@ class TestEvaluate:
         count = manifest.splits["validation"].windows
         ((tokens, _),) = evaluation_batches(data, manifest, batch_size=count, context_length=32)
         output = Decoder(config.model).apply({"params": state.params}, jnp.asarray(tokens[:, :-1]))
+        # Ignored: Linen types what apply returns as anything or a pair.
         log_p = jax.nn.log_softmax(output.logits)  # pyright: ignore[reportAttributeAccessIssue]
         chosen = np.take_along_axis(np.asarray(log_p, np.float64), tokens[:, 1:, None], -1)
         last = records(finished, "validation")[-1]
@@ -319,6 +320,7 @@ def events(path: Path):
     content, position = path.read_bytes(), 0
     while position < len(content):
         (length,) = struct.unpack_from("<Q", content, position)
+        # Ignored: protobuf makes its classes at run time.
         yield event_pb2.Event.FromString(  # pyright: ignore[reportAttributeAccessIssue]
             content[position + 12 : position + 12 + length]
         )

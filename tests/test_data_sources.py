@@ -115,6 +115,7 @@ class TestHuggingFace:
             return iter([{"content": "a"}, {"content": "é"}])
 
         module = types.ModuleType("datasets")
+        # Ignored: a module made here has what it is given.
         module.load_dataset = load_dataset  # pyright: ignore[reportAttributeAccessIssue]
         monkeypatch.setitem(sys.modules, "datasets", module)
         assert documents("hf:owner/name", "content") == [b"a", "é".encode()]

@@ -76,8 +76,7 @@ class TestRun:
             assert row["norm"] == pytest.approx(np.linalg.norm(array.ravel()), rel=1e-12)
             assert row["rms"] == pytest.approx(np.sqrt((array**2).mean()), rel=1e-12)
             assert row["nonfinite"] == 0
-        start = records(finished, "start")[-1]
-        assert values["parameters"]["count"] == start["parameters"]
+        assert values["parameters"]["count"] == records(finished, "start")[-1]["parameters"]
         assert values["parameters"]["padding"] == 0
 
     def test_learned_is_what_training_logged(self, finished, capsys):

@@ -27,6 +27,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         The tokenizer; `<|endoftext|>` has id 0.
     """
     tokenizer = Tokenizer(models.BPE())
+    # Ignored: the stubs of tokenizers lack the setters.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(

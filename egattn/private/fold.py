@@ -181,6 +181,7 @@ def _linear(
     variables = {key: tree[part][name] for key, tree in block.items() if name in tree.get(part, {})}
     variables = jax.tree.map(jnp.asarray, variables)
     inputs = variables["params"]["kernel"].shape[0]
+    # Ignored: Linen types what apply returns as anything or a pair with variables.
     kernel, bias = layer.apply(variables, inputs, method="weights")  # pyright: ignore[reportGeneralTypeIssues]
     return np.asarray(kernel, np.float64), None if bias is None else np.asarray(bias, np.float64)
 
