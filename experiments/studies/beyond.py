@@ -21,6 +21,6 @@ _NETS = {
 }
 RUNS = tuple(
     Training(net, preset, options, seed=seed, paper=paper)
-    for net, (preset, options, paper) in _NETS.items()
     for seed in (0, 1, 2)
+    for net, (preset, options, paper) in _NETS.items()
 )
