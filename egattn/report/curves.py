@@ -1,5 +1,6 @@
 """Figures with the training step on the horizontal axis."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,6 +46,7 @@ def loss(runs: Sequence[Run]) -> Plot | None:
         return None
     ax.set(xlabel="step", ylabel="cross entropy (nats per token)")
     _step_axis(ax)
+    cut = _cut(ax, runs)
     splits = [
         Line2D([], [], color="#777777", linewidth=1),
         Line2D([], [], color="#777777", marker="D", markersize=5, markeredgecolor="white"),
@@ -58,11 +60,23 @@ def loss(runs: Sequence[Run]) -> Plot | None:
         "Loss",
         "Cross entropy of each run against the optimiser step: thin lines are training batches, "
         "diamonds the validation split; lower is better, and validation rising while training "
-        "falls is overfitting.",
+        f"falls is overfitting.{cut}",
         figure,
         ("run", "split", "step", "loss_nats_per_token"),
         rows,
     )
+
+
+def _cut(ax: Axes, runs: Sequence[Run]) -> str:
+    """Ends the axis where losses start if one rises far above, which would flatten all others."""
+    columns = [c["loss"] for run in runs for c in (run.train, run.validation) if c]
+    losses = [finite for x in columns if (finite := x[np.isfinite(x)]).size]
+    start = max((values[0] for values in losses), default=math.inf)
+    if max((values.max() for values in losses), default=0) < 2 * start:
+        return ""
+    lowest = min(values.min() for values in losses)
+    ax.set_ylim(lowest - 0.05 * (start - lowest), start + 0.05 * (start - lowest))
+    return " Losses above those at the start are cut off."
 
 
 def layer_entropy(runs: Sequence[Run]) -> Plot | None:

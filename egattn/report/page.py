@@ -10,7 +10,7 @@ from typing import Any
 
 from egattn.report.runs import Run
 from egattn.report.style import Plot
-from egattn.report.summary import ABSENT, Row, differing, number, scores
+from egattn.report.summary import ABSENT, Row, differing, notes, number, scores
 
 # By this a directory is recognised as a report that may be replaced.
 GENERATOR = '<meta name="generator" content="egattn report">'
@@ -102,8 +102,8 @@ def _comparison(runs: Sequence[Run], rows: Sequence[Row]) -> str:
         "entropy lies in the first, second, third and last quarter of the run's largest, M. "
         "tokens/s is the median over logged steps."
     )
-    notes = "".join(_paragraph(note) for note in [text, *_caveats(runs, rows)])
-    return _section("Comparison", _table(header, cells) + notes)
+    paragraphs = "".join(map(_paragraph, [text, *_caveats(runs, rows), *notes(rows)]))
+    return _section("Comparison", _table(header, cells) + paragraphs)
 
 
 def _cells(row: Row, first: bool) -> list[str]:
@@ -125,22 +125,17 @@ def _cells(row: Row, first: bool) -> list[str]:
 
 def _caveats(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
     """Says what keeps the rows from measuring the same thing."""
-    notes = []
+    caveats = []
     names = ("data", "model.vocab_size", "model.context_length")
     changed = [name for name in names if len({str(run.config.get(name)) for run in runs}) > 1]
     if changed:
-        notes.append(
+        caveats.append(
             f"The runs differ in {', '.join(changed)}, so perplexities need not be comparable; "
             "bits per byte do not depend on the tokenizer, but on the text and the context."
         )
     if len({row.windows for row in rows if row.windows is not None}) > 1:
-        notes.append("The runs were evaluated on different numbers of windows, see the end.")
-    for row in rows:
-        if row.evaluated_at is not None and row.evaluated_at < row.step:
-            notes.append(
-                f"{row.name} was last evaluated at step {row.evaluated_at:,} of {row.step:,}."
-            )
-    return notes
+        caveats.append("The runs were evaluated on different numbers of windows, see the end.")
+    return caveats
 
 
 def _settings(runs: Sequence[Run]) -> str:

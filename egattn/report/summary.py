@@ -27,6 +27,8 @@ class Row:
     """Number of parameters."""
     step: int
     """Last step recorded."""
+    steps: int | None
+    """Steps that the run is to take."""
     tokens: int | None
     """Training tokens seen up to that step."""
     evaluated_at: int | None
@@ -78,7 +80,7 @@ def summary_lines(paths: Sequence[Path]) -> list[str]:
 
     Returns:
       A header, then a line per run: validation loss (nats per token), perplexity, bits per byte
-      and the perplexity's difference from the first run's in percent.
+      and the perplexity's difference from the first run's in percent; then what `notes` says.
 
     Raises:
       FileNotFoundError: If a directory is missing or is not a run's.
@@ -88,10 +90,27 @@ def summary_lines(paths: Sequence[Path]) -> list[str]:
     table = [("run", "validation loss", "perplexity", "bits per byte", "delta %")]
     table += [(row.name, *scores(row, first=i == 0)) for i, row in enumerate(rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
+    lines = [
         "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])])
         for name, *numbers in table
     ]
+    return lines + notes(rows)
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """A sentence per run whose numbers are of an earlier step than its last one, or than planned.
+
+    A run that diverged was last evaluated before it did.
+    """
+    sentences = []
+    for row in rows:
+        if row.steps is not None and row.step < row.steps:
+            sentences.append(f"{row.name} ends at step {row.step:,} of {row.steps:,}.")
+        if row.evaluated_at is not None and row.evaluated_at < row.step:
+            sentences.append(
+                f"{row.name} was last evaluated at step {row.evaluated_at:,} of {row.step:,}."
+            )
+    return sentences
 
 
 def scores(row: Row, first: bool) -> tuple[str, str, str, str]:
@@ -150,6 +169,7 @@ def _row(run: Run) -> Row:
         preset=run.config.get("preset"),
         parameters=run.start("parameters"),
         step=run.last_step,
+        steps=run.config.get("steps"),
         tokens=None if per_step is None else run.last_step * per_step,
         evaluated_at=int(last["step"]) if evaluated else None,
         windows=int(last["windows"]) if evaluated else None,
