@@ -5,9 +5,10 @@
     python -m experiments.run nonlinearity --smoke
 
 What the results hold is not trained again; what was stopped goes on from its checkpoint. With
-several GPUs start a runner on each (CUDA_VISIBLE_DEVICES=0, 1, ...): they share out the runs. A
-diverged net is a result; a run that fails otherwise is reported at the end, after all others.
-Checkpoints are deleted once the result is written.
+several GPUs start a runner on each (CUDA_VISIBLE_DEVICES=0, 1, ...): they share out the runs. Two
+on one GPU (XLA_PYTHON_CLIENT_MEM_FRACTION=0.45) compile while the other one trains. A diverged net
+is a result; a run that fails otherwise is reported at the end, after all others. Checkpoints are
+deleted once the result is written.
 """
 
 import dataclasses
@@ -49,6 +50,8 @@ class Config:
     """Directory of data and run directories."""
     results: Path = Path("experiments/results/studies.jsonl")
     """File with one line per finished run."""
+    runners_per_device: int = 1
+    """How many such commands share a device; results with more than one tell no speed."""
     keep_checkpoints: bool = False
     """Keep the weights of finished runs."""
 
@@ -90,7 +93,7 @@ def _stop(*_: Any) -> None:
 
 def _run_all(config: Config, runs: list[Training], end: float, failed: list[Training]) -> None:
     """Trains what is not done, one after the other; adds what fails to `failed`."""
-    data = {length: _data(config, length) for length in {run.context_length for run in runs}}
+    data: dict[int, Path] = {}
     for run in runs:
         if time.monotonic() >= end:
             raise Preempted
@@ -98,8 +101,11 @@ def _run_all(config: Config, runs: list[Training], end: float, failed: list[Trai
             # Only now: another runner may just have finished it.
             if not free or _words(config, run) in results(config.results):
                 continue
+            # Outside of the guard below: without data nothing runs.
+            length = run.context_length
+            data[length] = data.get(length) or _data(config, length)
             try:
-                _run(config, run, data[run.context_length], end)
+                _run(config, run, data[length], end)
             except Preempted:
                 raise
             except Exception:
@@ -127,7 +133,8 @@ def _run(config: Config, run: Training, data: Path, end: float) -> None:
     line = read(directory)
     if line is None:
         raise Preempted
-    append(config.results, {"run": run.name, "words": words, **line})
+    shared = {"runners_per_device": config.runners_per_device}
+    append(config.results, {"run": run.name, "words": words, **shared, **line})
     if not config.keep_checkpoints:
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 

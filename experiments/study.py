@@ -9,6 +9,8 @@ import importlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+_B2 = "0.999"
+
 
 class Rates(NamedTuple):
     """How fast a net learns."""
@@ -17,6 +19,19 @@ class Rates(NamedTuple):
     """Peak."""
     warmup: str
     """Share of the steps."""
+    b2: str = _B2
+    """AdamW's decay of the second moment."""
+
+    @property
+    def name(self) -> str:
+        """Short, for tables."""
+        b2 = "" if self.b2 == _B2 else f"-b{self.b2}"
+        return f"lr{self.learning_rate}-w{self.warmup}{b2}"
+
+    def words(self) -> str:
+        """As options of `egattn train`."""
+        words = f"--optimizer.learning-rate {self.learning_rate} --optimizer.warmup {self.warmup}"
+        return words if self.b2 == _B2 else f"{words} --optimizer.b2 {self.b2}"
 
 
 TOKENS_PER_STEP = 512 * 128
@@ -34,9 +49,8 @@ STUDIES = (
     "context",
 )
 
-# To be judged by the study `rates`.
-_WITH_NORM = Rates("1e-3", "0.05")
-_WITHOUT_NORM = Rates("1e-3", "0.3")
+# The best ones for most nets of the study `rates` so far.
+_RATES = Rates("1e-3", "0.3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +74,7 @@ class Training:
     without_ffn: int = 0
     """Deepest layers that have no feed-forward."""
     rates: Rates | None = None
-    """Learning rate and warm-up; default: the family's."""
+    """Learning rate and warm-up; default: what all nets share."""
     paper: float | None = None
     """Perplexity in the paper."""
 
@@ -78,7 +92,7 @@ class Training:
 
     def words(self) -> list[str]:
         """Options of `egattn train` at full size."""
-        rates = self.rates or (_WITH_NORM if self.preset.startswith("sm_ln") else _WITHOUT_NORM)
+        rates = self.rates or _RATES
         batch_size, steps = TOKENS_PER_STEP // self.context_length, self.steps
         return (
             f"--preset {self.preset} --model.num-layers {self.num_layers} "
@@ -86,8 +100,7 @@ class Training:
             f"--batch-size {batch_size} --accumulation 4 --steps {steps} --seed {self.seed} "
             f"--evaluate-every {-(-steps // 4)} --checkpoint-every 500 --keep-checkpoints 1 "
             "--log-every 5 "
-            f"--optimizer.learning-rate {rates.learning_rate} --optimizer.warmup {rates.warmup} "
-            f"{_feed_forward(self.num_layers, self.without_ffn)} {self.options}"
+            f"{rates.words()} {_feed_forward(self.num_layers, self.without_ffn)} {self.options}"
         ).split()
 
     def smoke_words(self) -> list[str]:

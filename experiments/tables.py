@@ -4,7 +4,8 @@
     python -m experiments.tables --write            puts them into docs/results.md
 
 A difference is in percent of the perplexity of a study's first net with as many layers, positions
-and tokens, seed by seed; a spread is the standard deviation over seeds.
+and tokens, seed by seed; a spread is the standard deviation over seeds; speeds are of runs that had
+a device to themselves.
 """
 
 import dataclasses
@@ -61,6 +62,10 @@ def table(runs: Sequence[Training], lines: Lines) -> str:
         row["paper"] = "" if ours is None else f"{ours:g}"
         row["paper Δ %"] = "" if ours is None or base is None else _delta([(ours, base)])
         rows.append(row)
+    empty = {name for row in rows for name in row} - {
+        name for row in rows for name, value in row.items() if value != ""
+    }
+    rows = [{name: row[name] for name in row if name not in empty} for row in rows]
     return markdown(rows) if rows else "No run yet.\n"
 
 
@@ -90,8 +95,9 @@ def _measured(members: list[Training], reference: Training, lines: Lines) -> dic
             shares.append([100 * n / sum(line["ranges"]) for n in line["ranges"]])
         if "perplexity" in line and "perplexity" in base:
             pairs.append((line["perplexity"], base["perplexity"]))
-    speeds = [line["tokens_per_second"] for line in found if line["tokens_per_second"]]
-    uses = [line["mfu"] for line in found if line["mfu"]]
+    alone = [line for line in found if line["runners_per_device"] == 1]
+    speeds = [line["tokens_per_second"] for line in alone if line["tokens_per_second"]]
+    uses = [line["mfu"] for line in alone if line["mfu"]]
     return {
         "perplexity": _spread(values, ".2f") if values else _stopped(stops),
         "Δ %": _delta(pairs) if pairs else "",

@@ -199,7 +199,7 @@ def test_the_time_is_up(tmp_path, two_runs, minutes, capsys):
 def result(net: str, seed: int, perplexity: float | None, **fields) -> dict:
     words = Training(net, net, seed=seed).words()
     line: dict = {"words": words, "tokens_per_second": 500_000, "mfu": 0.45}
-    line |= {"diverged": None, "ranges": [1, 0, 0, 3]}
+    line |= {"diverged": None, "ranges": [1, 0, 0, 3], "runners_per_device": 1}
     line |= {} if perplexity is None else {"perplexity": perplexity}
     return {tuple(words): line | fields}
 
@@ -212,10 +212,12 @@ def test_the_table():
     # b is 10 % and 20 % above a: 15 % on average, with a standard deviation of 10 / sqrt 2.
     found = result("a", 0, 10.0) | result("a", 1, 20.0) | result("b", 0, 11.0)
     found |= result("b", 1, 24.0, tokens_per_second=600_000, ranges=[2, 0, 0, 2])
+    # Shared a device, so its speed does not count.
+    slow = {"tokens_per_second": 200_000, "mfu": 0.1, "runners_per_device": 2}
     stop = {"step": 17, "layers": [0, 3], "head_entropy_before": None}
     found |= result("c", 0, None, diverged=stop, tokens_per_second=None, mfu=None, ranges=None)
     # One seed of d diverged; the other is 30 % above a.
-    found |= result("d", 0, None, diverged=stop, ranges=None) | result("d", 1, 26.0)
+    found |= result("d", 0, None, diverged=stop, ranges=None) | result("d", 1, 26.0, **slow)
     # Of an older recipe.
     found |= {("--old",): {"net": "a"}}
     header, _, a, b, c, d = table(runs, found).splitlines()
@@ -229,6 +231,14 @@ def test_the_table():
     )
     assert d == "| `d` | 2 | 26.00 | +30.0 | 25 0 0 75 | 1 of 2 | 500 k | 0.45 |  |  |"
     assert c == "| `c` | 1 | diverged at step 17, layers 0, 3 |  |  |  |  |  |  |  |"
+
+
+def test_columns_without_values_are_left_out():
+    stop = {"step": 17, "layers": [], "head_entropy_before": None}
+    found = result("a", 0, None, diverged=stop, tokens_per_second=None, mfu=None, ranges=None)
+    header, _, row = table([Training("a", "a")], found).splitlines()
+    assert header == "| net | seeds | perplexity |"
+    assert row == "| `a` | 1 | diverged at step 17 |"
 
 
 def test_rates_have_no_part_in_toy_size():
