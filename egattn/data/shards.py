@@ -1,6 +1,7 @@
 """Windows of tokens into ArrayRecord files of bounded size."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from egattn.data.tokenizer import end_token_id
 
 # Small enough to be copied and checked file by file, large enough that a billion tokens make tens.
 SHARD_BYTES = 64 * 2**20
-# One call's text for the tokenizer, whose working memory is about 25 times as large.
-_BATCH_BYTES = 2 * 2**20
+# One call's text for the tokenizer, which shares its documents out among all cores; its working
+# memory is about 25 times as large.
+_BATCH_BYTES = (os.cpu_count() or 1) * 2**20
 
 
 class _ShardWriter:
