@@ -168,8 +168,8 @@ def _run(model, rules, new, samples, eos, pad, on_tokens, numbers, variables, to
         paths = method.num_paths
     if model.stacked:
         model, variables = prepare(model, variables)
-    network = Network(model, variables, paths)
-    logits, cache = network.prefill(tokens, lengths, tokens.shape[1] + new)
+    network = Network(model, variables, paths, branching=not isinstance(method, Sampling))
+    logits, cache = network.prefill(tokens, lengths, new)
     step = network.step if on_tokens is None else _telling(network.step, on_tokens)
     sizes: dict[str, Any] = {"max_new_tokens": new, "eos": eos, "pad": pad}
     first = jnp.zeros(len(tokens), jnp.int32)

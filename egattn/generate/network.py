@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
+from egattn.attention.cached import Place
 from egattn.model import Decoder
 from egattn.model.attention import CACHE
 from egattn.model.layers import per_layer
@@ -59,6 +60,8 @@ class Network:
     """Its variables."""
     paths: int
     """Paths K per prompt."""
+    branching: bool = True
+    """Whether paths go on from other paths than themselves, see `reorder`."""
 
     def prefill(
         self,
@@ -71,14 +74,20 @@ class Network:
         Args:
           tokens: Prompts [B, T]; what stands behind the end of one is not read.
           lengths: Length of each, at least 1.
-          room: Positions that prompts and generated tokens may take.
+          room: Most tokens to be fed to each path.
         """
+        c, batch = self.model.config, tokens.shape[0]
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        output, cache = self._apply(
-            self._empty(tokens.shape[0], room), tokens, positions, lengths - 1
-        )
-        cache = jax.tree.map(lambda x: jnp.repeat(x, self.paths, axis=0), cache)
-        start = {"lengths": lengths, CACHE: cache}
+        output, cache = self._apply({}, tokens, positions, last=lengths - 1)
+        start: Cache = {"lengths": lengths}
+        shape = (batch * self.paths * c.kv_heads, room, c.head_dim)
+        if self.branching:
+            start["slots"] = jnp.zeros((batch, self.paths, room), jnp.int32)
+            shape = (batch * c.kv_heads, room * self.paths, c.head_dim)
+        new = {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")}
+        start[CACHE] = {
+            name: {"attention": {**block["attention"], **new}} for name, block in cache.items()
+        }
         return Prefilled(output.logits[:, 0], start)
 
     def step(
@@ -93,33 +102,28 @@ class Network:
         """
         batch, paths = tokens.shape
         positions = jnp.repeat(cache["lengths"] + t, paths)[:, None]
-        output, new = self._apply(cache[CACHE], tokens.reshape(-1, 1), positions, None)
+        if self.branching:
+            cache = cache | {"slots": cache["slots"].at[:, :, t].set(jnp.arange(paths))}
+        place = Place(cache["lengths"], jnp.asarray(t), cache.get("slots"))
+        output, new = self._apply(cache[CACHE], tokens.reshape(-1, 1), positions, place=place)
         entropy = output.entropy[..., 0].transpose(1, 0, 2).reshape(batch, paths, *self._heads)
-        return output.logits.reshape(batch, paths, -1), entropy, {**cache, CACHE: new}
+        return output.logits.reshape(batch, paths, -1), entropy, cache | {CACHE: new}
 
     def reorder(self, cache: Cache, parents: Int[Array, "batch paths"]) -> Cache:
-        """Path k goes on from what path parents[b, k] was."""
-        batch, paths = parents.shape
-        rows = (parents + paths * jnp.arange(batch)[:, None]).reshape(-1)
-        return {**cache, CACHE: jax.tree.map(lambda x: x[rows], cache[CACHE])}
+        """Path k goes on from what path parents[b, k] was; needs `branching`."""
+        return cache | {"slots": jnp.take_along_axis(cache["slots"], parents[..., None], 1)}
 
     @property
     def _heads(self) -> tuple[int, int]:
         return self.model.config.num_layers, self.model.config.num_heads
 
-    def _apply(self, cache: Any, tokens, positions, last):
+    def _apply(self, cache: Any, tokens, positions, **options):
         output, changed = self.model.apply(
             {**self.variables, CACHE: cache},
             tokens,
             positions,
-            last,
             method="decode",
             mutable=[CACHE],
+            **options,
         )
         return output, changed[CACHE]
-
-    def _empty(self, batch: int, room: int) -> Any:
-        c = self.model.config
-        slots = jnp.zeros((batch, c.kv_heads, room, c.head_dim), c.dtype)
-        kept = {"attention": {"key": slots, "value": slots}}
-        return {f"blocks_{i}": kept for i in range(c.num_layers)}

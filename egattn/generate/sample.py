@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from egattn.generate.config import Sampling
@@ -98,17 +98,19 @@ def sample(
 
 
 def _draw(sampling: Sampling, key: Array, t: Array, logits: Array) -> Int[Array, "batch samples"]:
-    largest = jnp.argmax(logits, -1)
-    if not isinstance(sampling.temperature, Tracer) and sampling.temperature == 0:
-        return largest
     batch, samples, _ = logits.shape
-    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-    keys = fold(row_keys(key, batch, t), jnp.arange(samples))
-    draw = jax.vmap(jax.vmap(jax.random.categorical))
-    # The largest at 0, lest others overflow.
-    highest = jnp.max(logits, -1, keepdims=True)
-    drawn = draw(keys, filter_logits(logits - highest, sampling))
-    return jnp.where(sampling.temperature == 0, largest, drawn)
+
+    def drawn() -> Array:
+        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        keys = fold(row_keys(key, batch, t), jnp.arange(samples))
+        draw = jax.vmap(jax.vmap(jax.random.categorical))
+        # The largest at 0, lest others overflow.
+        highest = jnp.max(logits, -1, keepdims=True)
+        return draw(keys, filter_logits(logits - highest, sampling))
+
+    # Drawing costs as much as two layers; the temperature is known when the program runs.
+    greedy = jnp.asarray(sampling.temperature == 0)
+    return lax.cond(greedy, lambda: jnp.argmax(logits, -1), drawn)
 
 
 def _advance(

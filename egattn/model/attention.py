@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from egattn.attention import entropy_attention
 from egattn.attention.api import Implementation
-from egattn.attention.cached import attend_cached
+from egattn.attention.cached import Kept, Place, attend_cached, keep, keep_prompt
 from egattn.model.config import DType, Matrix, Reparam
 from egattn.model.linear import Linear, parallel_products
 
@@ -62,15 +62,16 @@ class EntropyAttention(nn.Module):
         x: Float[Array, "batch length width"],
         segment_ids: Int[Array, "batch length"] | None = None,
         positions: Int[Array, "batch length"] | None = None,
+        place: Place | None = None,
     ) -> tuple[Float[Array, "batch length width"], Float[Array, "batch heads length"]]:
-        """Attends within x, or with positions from x to all that came before.
+        """Attends within x, or with a place from x to all that came before.
 
         Args:
           x: Inputs [B, T, d].
           segment_ids: Document of each position, see `entropy_attention`.
-          positions: For generation: the index of each input in its sequence. Keys and values are
-            kept in the mutable collection "cache", as many as there is room for. Several inputs
-            must be the first ones of their sequences; one is the next one.
+          positions: For generation: the index of each input in its sequence.
+          place: None for prompts, whose keys and values go into the mutable collection "cache";
+            with the next token of each path of each prompt [B K, 1, d], where it belongs there.
 
         Returns:
           The output [B, T, d] in `dtype` and the entropy [B, H, T] in nats, float32.
@@ -93,11 +94,13 @@ class EntropyAttention(nn.Module):
             products = [linear(x) for linear in linears]
         query, key, value = (y.reshape(batch, length, -1, head_dim) for y in products)
         temperature = self._temperature(length, positions)
-        if positions is not None:
-            keys, values = self._remember(key, value, positions)
-        if positions is not None and length == 1:
-            out, entropy = attend_cached(query, keys, values, positions[:, 0], temperature)
+        if place is not None:
+            keys, values = self._kept("key", key, place), self._kept("value", value, place)
+            out, entropy = attend_cached(query, keys, values, place, temperature)
         else:
+            if positions is not None:
+                self._remember("key", key)
+                self._remember("value", value)
             out, entropy = self.attend(
                 query,
                 key,
@@ -131,18 +134,16 @@ class EntropyAttention(nn.Module):
             name=matrix,
         )
 
-    def _remember(self, key, value, positions):
-        """Puts keys and values where they belong; returns all of them."""
-        batch, length, heads, size = key.shape
-        slots = (batch, heads, self.context_length or length, size)
-        rows = jnp.arange(batch)[:, None]
-        kept = []
-        for name, new in (("key", key), ("value", value)):
-            cache = self.variable(CACHE, name, jnp.zeros, slots, new.dtype)
-            write = cache.value.at[rows, :, positions].set
-            cache.value = write(new, mode="promise_in_bounds", unique_indices=True)
-            kept.append(cache.value)
-        return kept
+    def _remember(self, name: str, prompt: Float[Array, "batch length heads head_dim"]) -> None:
+        """Keeps a prompt's keys or values."""
+        kept = keep_prompt(prompt)
+        self.variable(CACHE, f"prompt_{name}", lambda: kept).value = kept
+
+    def _kept(self, name: str, x: Float[Array, "paths 1 heads head_dim"], place: Place) -> Kept:
+        """Keeps each path's next key or value; returns all of them."""
+        new = keep(self.get_variable(CACHE, name), x, place)
+        self.put_variable(CACHE, name, new)
+        return Kept(self.get_variable(CACHE, f"prompt_{name}"), new)
 
     def _temperature(self, length: int, positions) -> Float[Array, "*batch heads length"] | None:
         if self.temperature is None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from egattn.attention import entropy_attention
+from egattn.attention.cached import Place
 from egattn.model.attention import EntropyAttention
 from egattn.model.config import DecoderConfig, FeedForwardKind
 from egattn.model.feed_forward import FeedForward
@@ -67,6 +68,7 @@ class Block(nn.Module):
         segment_ids: Int[Array, "batch length"] | None = None,
         slope: Float[Array, ""] | None = None,
         positions: Int[Array, "batch length"] | None = None,
+        place: Place | None = None,
     ) -> tuple[Float[Array, "batch length width"], Float[Array, "batch heads length"]]:
         """Returns the new residual stream, float32, and the entropy."""
         c = self.config
@@ -87,7 +89,7 @@ class Block(nn.Module):
             implementation=c.implementation,
             attend=self.attend,
             name="attention",
-        )(norm(c.pre_norm, "attention_norm", x), segment_ids, positions)
+        )(norm(c.pre_norm, "attention_norm", x), segment_ids, positions, place)
         x = self.constrain(x + attended)
         if self.kind == "none":
             return x, entropy
@@ -178,17 +180,19 @@ class Decoder(nn.Module):
         tokens: Int[Array, "batch length"],
         positions: Int[Array, "batch length"],
         last: Int[Array, " batch"] | None = None,
+        place: Place | None = None,
     ) -> DecoderOutput:
         """As `__call__`, for generation: keys and values are kept in the collection "cache".
 
         The layers must not be stacked.
 
         Args:
-          tokens: The first T tokens of each sequence, or the next one of each, [B, 1].
+          tokens: The prompts [B, T], or the next token of each path of each prompt, [B K, 1].
           positions: Their indices in the sequences.
           last: Which of the T inputs of each sequence to return logits [B, 1, V] for; None: all.
+          place: None for prompts; else where the tokens belong in the cache.
         """
-        hidden, head, entropy = self.features(tokens, None, positions)
+        hidden, head, entropy = self.features(tokens, None, positions, place)
         if last is not None:
             hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
         logits = multiply_transposed(hidden, head.astype(hidden.dtype), "float32")
@@ -200,8 +204,9 @@ class Decoder(nn.Module):
         tokens: Int[Array, "batch length"],
         segment_ids: Int[Array, "batch length"] | None = None,
         positions: Int[Array, "batch length"] | None = None,
+        place: Place | None = None,
     ) -> DecoderFeatures:
-        """As `__call__`, but stops before the vocabulary projection; positions: see `decode`."""
+        """As `__call__`, but stops before the vocabulary projection; for the rest see `decode`."""
         c = self.config
         length = tokens.shape[1]
         if length > c.context_length:
@@ -217,7 +222,7 @@ class Decoder(nn.Module):
         slope = self.slope if c.activation == "leaky_relu" and c.slope_scope == "model" else None
         entropies = []
         for run in self.blocks:
-            x, entropy = run(x, segment_ids, slope, positions)
+            x, entropy = run(x, segment_ids, slope, positions, place)
             entropies.append(entropy if self.stacked else entropy[None])
         if self.final_norm is not None:
             x = self.constrain(self.final_norm(x))
@@ -227,7 +232,7 @@ class Decoder(nn.Module):
     def _run(self, kind: FeedForwardKind, count: int) -> nn.Module:
         """`count` blocks of one kind, parameters stacked on axis 0."""
         c = self.config
-        broadcast: Any = (nn.broadcast,) * 3
+        broadcast: Any = (nn.broadcast,) * 4
         block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
         return nn.scan(
             block,
