@@ -79,8 +79,9 @@ def main(config: Config) -> int:
         print("stopped; the same command continues")
     finally:
         signal.signal(signal.SIGTERM, before)
-    done = results(config.results)
-    print(f"{sum(_words(config, run) in done for run in runs)} of {len(runs)} runs are done")
+    # At toy size and in the grid of rates, runs of several names are the same one.
+    wanted = {_words(config, run) for run in runs}
+    print(f"{len(wanted & results(config.results).keys())} of {len(wanted)} runs are done")
     for run in failed:
         print(f"failed: {run.name}", file=sys.stderr)
     return len(failed)

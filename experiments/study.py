@@ -74,7 +74,7 @@ class Training:
     without_ffn: int = 0
     """Deepest layers that have no feed-forward."""
     rates: Rates | None = None
-    """Learning rate and warm-up; default: what all nets share."""
+    """How fast it learns; default: what all nets share."""
     paper: float | None = None
     """Perplexity in the paper."""
 

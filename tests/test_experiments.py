@@ -55,7 +55,8 @@ def test_every_study_runs_at_toy_size(tmp_path):
     with start("all", tmp_path) as process:
         output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output
-    assert f"{len(ALL)} of {len(ALL)} runs are done" in output
+    distinct = len({tuple(run.smoke_words()) for run in ALL})
+    assert f"{distinct} of {distinct} runs are done" in output
     done = {tuple(line["words"]): line for line in lines(tmp_path)}
     assert len(done) == len(lines(tmp_path))
     for run in ALL:
@@ -64,6 +65,7 @@ def test_every_study_runs_at_toy_size(tmp_path):
         assert math.isclose(math.log(line["perplexity"]), line["loss"])
         assert line["curve"]["step"] == [1, 2, 3, 4]
         assert line["config"]["seed"] == 0
+        assert line["runners_per_device"] == 1
         assert sum(line["ranges"]) == len(line["head_entropy"]) * 2
         assert not (tmp_path / "smoke" / "runs" / line["run"] / "checkpoints").exists()
 
@@ -72,6 +74,7 @@ def test_full_size_is_what_the_study_says(data):
     for run in ALL:
         config = cli._train_config(["run", "--data", str(data), *run.words()])
         model = config.model
+        assert config.optimizer.b2 == float(run.rates.b2 if run.rates else 0.999)
         assert run.tokens <= config.steps * config.batch_size * model.context_length
         assert config.steps * config.batch_size * model.context_length < run.tokens + 512 * 128
         assert (model.num_layers, model.context_length, model.embed_dim, model.num_heads) == (

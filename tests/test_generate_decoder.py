@@ -1,5 +1,6 @@
 """Generation by decoders with a cache, against the decoder itself without one."""
 
+import dataclasses
 import functools
 import json
 from typing import Any
@@ -67,16 +68,11 @@ def without_cache(model: Decoder, variables, prompt: list[int], tokens: np.ndarr
     return picked.sum(), -(np.exp(log_p) * log_p).sum(-1), attention
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_paths_that_change_places_are_what_the_decoder_says_of_them(name):
-    """Prompts of several lengths, paths reordered at every step."""
-    model, variables = network(CONFIGS[name])
-    made = generate(
-        model, variables, PROMPTS, JointNucleus(3, p=1.0), max_new_tokens=NEW, eos=7, seed=5
-    )
-    for row, prompt in enumerate(PROMPTS):
-        assert len({tuple(tokens) for tokens in np.asarray(made.tokens[row])}) == 3
-        for path in range(3):
+def check_against_no_cache(model: Decoder, variables, prompts, made, paths: int) -> None:
+    """All that is told about paths is what the decoder says of them without a cache."""
+    for row, prompt in enumerate(prompts):
+        assert len({tuple(tokens) for tokens in np.asarray(made.tokens[row])}) == paths
+        for path in range(paths):
             length = int(made.lengths[row, path])
             tokens = np.asarray(made.tokens[row, path, :length])
             total, token_entropy, attention = without_cache(model, variables, prompt, tokens)
@@ -85,6 +81,48 @@ def test_paths_that_change_places_are_what_the_decoder_says_of_them(name):
             np.testing.assert_allclose(found, token_entropy, atol=2e-5)
             found = np.asarray(made.attention_entropy[row, path, : length - 1])
             np.testing.assert_allclose(found, attention, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_paths_that_change_places_are_what_the_decoder_says_of_them(name):
+    """Prompts of several lengths, paths reordered at every step."""
+    model, variables = network(CONFIGS[name])
+    method = JointNucleus(3, p=1.0)
+    made = generate(model, variables, PROMPTS, method, max_new_tokens=NEW, eos=7, seed=5)
+    check_against_no_cache(model, variables, PROMPTS, made, 3)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [[2], [5]]], ids=["ragged", "one token"])
+@pytest.mark.parametrize(
+    ("method", "options", "paths"),
+    [
+        (Sampling(), {"num_samples": 3}, 3),
+        (BeamSearch(4, num_return_sequences=4), {}, 4),
+        # More than share a table.
+        (BeamSearch(20, num_return_sequences=20), {}, 20),
+    ],
+    ids=["samples", "beams", "many beams"],
+)
+def test_however_paths_keep_their_keys(grouped, method, options, paths, prompts):
+    model, variables = grouped
+    made = generate(model, variables, prompts, method, max_new_tokens=NEW, seed=5, **options)
+    check_against_no_cache(model, variables, prompts, made, paths)
+
+
+def test_bfloat16(grouped):
+    model, variables = grouped
+    low = Decoder(dataclasses.replace(model.config, dtype="bfloat16"))
+    made = generate(low, variables, PROMPTS, BeamSearch(4), max_new_tokens=NEW)
+    for row, prompt in enumerate(PROMPTS):
+        tokens = np.asarray(made.tokens[row, 0])
+        total, _, attention = without_cache(low, variables, prompt, tokens)
+        assert made.log_probability[row, 0] == pytest.approx(total, abs=0.1)
+        np.testing.assert_allclose(made.attention_entropy[row, 0, :-1], attention, atol=0.05)
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    return network(CONFIGS["grouped heads, mixed layers"])
 
 
 @pytest.fixture(scope="module")

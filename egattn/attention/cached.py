@@ -1,8 +1,9 @@
 """Attention of one new position per path over the keys and values kept so far.
 
-K paths continue each prompt, and have its keys and values in common. Those of generated tokens are
-kept as they come, in tables of N P entries: P = K paths that branch off each other share one, or
-each path has its own, P = 1. Tables and heads are one axis, as products want it: what is updated
+K paths continue each prompt, and have its keys and values in common. Those of up to N generated
+tokens are written into tables of N P entries as they come: P = K paths that may continue each other
+share one table, or each path has its own, P = 1. Scores are formed with all entries of a table, so
+a shared one is for few paths. Tables and heads are one axis, as products want it: what is updated
 and reshaped within a loop is copied by XLA on CPUs, in every turn.
 """
 
@@ -21,11 +22,11 @@ class Place(NamedTuple):
     step: Int[Array, ""]
     """Number n of this token among the generated ones."""
     slots: Int[Array, "batch paths new"] | None
-    """Whose token each path sees as its n-th one, where paths share a table: a path that branches
-    off another one moves its row of this, not keys and values. None where each has its own."""
+    """Whose n-th token each path sees as its own, where paths share a table: a path that continues
+    another one copies its row of this, not keys and values. None where each has a table."""
 
 
-class Kept(NamedTuple):
+class Cached(NamedTuple):
     """Keys or values."""
 
     prompt: Float[Array, "prompts_kv_heads length head_dim"]
@@ -34,29 +35,29 @@ class Kept(NamedTuple):
     """Of the generated tokens, the one at hand included: entry n P + p is the n-th of path p."""
 
 
-def keep_prompt(
+def prompt_layout(
     x: Float[Array, "prompts length kv_heads head_dim"],
 ) -> Float[Array, "prompts_kv_heads length head_dim"]:
-    """Keys or values of prompts as `Kept` has them."""
+    """Keys or values of prompts as `Cached` has them."""
     return jnp.swapaxes(x, 1, 2).reshape(-1, x.shape[1], x.shape[3])
 
 
-def keep(
-    kept: Float[Array, "tables_kv_heads entries head_dim"],
+def write_next(
+    table: Float[Array, "tables_kv_heads entries head_dim"],
     x: Float[Array, "paths 1 kv_heads head_dim"],
     place: Place,
 ) -> Float[Array, "tables_kv_heads entries head_dim"]:
     """Puts the next key or value of all paths into the tables."""
     _, _, kv_heads, size = x.shape
-    rows = x.reshape(kept.shape[0] // kv_heads, -1, kv_heads, size)
-    rows = jnp.swapaxes(rows, 1, 2).reshape(kept.shape[0], -1, size)
-    return lax.dynamic_update_slice_in_dim(kept, rows, place.step * rows.shape[1], 1)
+    rows = x.reshape(table.shape[0] // kv_heads, -1, kv_heads, size)
+    rows = jnp.swapaxes(rows, 1, 2).reshape(table.shape[0], -1, size)
+    return lax.dynamic_update_slice_in_dim(table, rows, place.step * rows.shape[1], 1)
 
 
 def attend_cached(
     query: Float[Array, "paths 1 heads head_dim"],
-    keys: Kept,
-    values: Kept,
+    keys: Cached,
+    values: Cached,
     place: Place,
     temperature: Float[Array, "paths heads 1"] | None = None,
 ) -> tuple[Float[Array, "paths 1 heads head_dim"], Float[Array, "paths heads 1"]]:
@@ -101,7 +102,7 @@ def _scores(
     q: Float[Array, "paths kv_heads group head_dim"],
     keys: Float[Array, "tables_kv_heads entries head_dim"],
     owner: Bool[Array, "tables 1 paths_each 1 new slots"] | None = None,
-) -> Float[Array, "paths kv_heads group new"]:
+) -> Float[Array, "paths kv_heads group seen"]:
     """Products of queries and the keys that they see."""
     paths, kv_heads, group, size = q.shape
     split = (keys.shape[0] // kv_heads, -1, kv_heads, group)
@@ -116,7 +117,7 @@ def _scores(
 
 
 def _output(
-    weights: Float[Array, "paths kv_heads group new"],
+    weights: Float[Array, "paths kv_heads group seen"],
     values: Float[Array, "tables_kv_heads entries head_dim"],
     owner: Bool[Array, "tables 1 paths_each 1 new slots"] | None = None,
 ) -> Float[Array, "paths kv_heads group head_dim"]:

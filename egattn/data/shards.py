@@ -16,7 +16,7 @@ from egattn.data.tokenizer import end_token_id
 SHARD_BYTES = 64 * 2**20
 # One call's text for the tokenizer, which shares its documents out among all cores; its working
 # memory is about 25 times as large.
-_BATCH_BYTES = (os.cpu_count() or 1) * 2**20
+_BATCH_BYTES = min(os.cpu_count() or 1, 32) * 2**20
 
 
 class _ShardWriter:

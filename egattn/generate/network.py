@@ -16,6 +16,10 @@ from egattn.model.linear import TRANSPOSED
 
 Cache = dict[str, Any]
 
+# Most paths that share tables: with more, scores of all pairs of paths cost more than moving keys
+# and values.
+_SHARING = 16
+
 
 class Prefilled(NamedTuple):
     """A decoder after the prompts."""
@@ -61,7 +65,7 @@ class Network:
     paths: int
     """Paths K per prompt."""
     branching: bool = True
-    """Whether paths go on from other paths than themselves, see `reorder`."""
+    """Whether a path may continue another one, see `reorder`."""
 
     def prefill(
         self,
@@ -81,7 +85,7 @@ class Network:
         output, cache = self._apply({}, tokens, positions, last=lengths - 1)
         start: Cache = {"lengths": lengths}
         shape = (batch * self.paths * c.kv_heads, room, c.head_dim)
-        if self.branching:
+        if self.branching and self.paths <= _SHARING:
             start["slots"] = jnp.zeros((batch, self.paths, room), jnp.int32)
             shape = (batch * c.kv_heads, room * self.paths, c.head_dim)
         new = {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")}
@@ -102,7 +106,7 @@ class Network:
         """
         batch, paths = tokens.shape
         positions = jnp.repeat(cache["lengths"] + t, paths)[:, None]
-        if self.branching:
+        if "slots" in cache:
             cache = cache | {"slots": cache["slots"].at[:, :, t].set(jnp.arange(paths))}
         place = Place(cache["lengths"], jnp.asarray(t), cache.get("slots"))
         output, new = self._apply(cache[CACHE], tokens.reshape(-1, 1), positions, place=place)
@@ -110,8 +114,20 @@ class Network:
         return output.logits.reshape(batch, paths, -1), entropy, cache | {CACHE: new}
 
     def reorder(self, cache: Cache, parents: Int[Array, "batch paths"]) -> Cache:
-        """Path k goes on from what path parents[b, k] was; needs `branching`."""
-        return cache | {"slots": jnp.take_along_axis(cache["slots"], parents[..., None], 1)}
+        """Path k continues what path parents[b, k] was; needs `branching`."""
+        if "slots" in cache:
+            return cache | {"slots": jnp.take_along_axis(cache["slots"], parents[..., None], 1)}
+        batch, paths = parents.shape
+        rows = (parents + paths * jnp.arange(batch)[:, None]).reshape(-1)
+
+        def move(x: Array) -> Array:
+            return x.reshape(rows.size, -1, *x.shape[1:])[rows].reshape(x.shape)
+
+        moved = {}
+        for block, kept in cache[CACHE].items():
+            new = {name: move(kept["attention"][name]) for name in ("key", "value")}
+            moved[block] = {"attention": {**kept["attention"], **new}}
+        return cache | {CACHE: moved}
 
     @property
     def _heads(self) -> tuple[int, int]:

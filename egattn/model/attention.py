@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Int
 
 from egattn.attention import entropy_attention
 from egattn.attention.api import Implementation
-from egattn.attention.cached import Kept, Place, attend_cached, keep, keep_prompt
+from egattn.attention.cached import Cached, Place, attend_cached, prompt_layout, write_next
 from egattn.model.config import DType, Matrix, Reparam
 from egattn.model.linear import Linear, parallel_products
 
 CACHE = "cache"
-"""Collection of the keys and values kept for generation, [B, K, S, D] each."""
+"""Collection of the keys and values kept for generation, see `egattn.attention.cached`."""
 
 
 class EntropyAttention(nn.Module):
@@ -71,7 +71,8 @@ class EntropyAttention(nn.Module):
           segment_ids: Document of each position, see `entropy_attention`.
           positions: For generation: the index of each input in its sequence.
           place: None for prompts, whose keys and values go into the mutable collection "cache";
-            with the next token of each path of each prompt [B K, 1, d], where it belongs there.
+            with the next token of each path of each prompt [B K, 1, d] and its position, where it
+            belongs there.
 
         Returns:
           The output [B, T, d] in `dtype` and the entropy [B, H, T] in nats, float32.
@@ -95,12 +96,14 @@ class EntropyAttention(nn.Module):
         query, key, value = (y.reshape(batch, length, -1, head_dim) for y in products)
         temperature = self._temperature(length, positions)
         if place is not None:
-            keys, values = self._kept("key", key, place), self._kept("value", value, place)
+            keys, values = (
+                self._write_next(*new, place) for new in (("key", key), ("value", value))
+            )
             out, entropy = attend_cached(query, keys, values, place, temperature)
         else:
             if positions is not None:
-                self._remember("key", key)
-                self._remember("value", value)
+                self._write_prompt("key", key)
+                self._write_prompt("value", value)
             out, entropy = self.attend(
                 query,
                 key,
@@ -134,16 +137,18 @@ class EntropyAttention(nn.Module):
             name=matrix,
         )
 
-    def _remember(self, name: str, prompt: Float[Array, "batch length heads head_dim"]) -> None:
+    def _write_prompt(self, name: str, prompt: Float[Array, "batch length heads head_dim"]) -> None:
         """Keeps a prompt's keys or values."""
-        kept = keep_prompt(prompt)
-        self.variable(CACHE, f"prompt_{name}", lambda: kept).value = kept
+        turned = prompt_layout(prompt)
+        self.variable(CACHE, f"prompt_{name}", lambda: turned).value = turned
 
-    def _kept(self, name: str, x: Float[Array, "paths 1 heads head_dim"], place: Place) -> Kept:
+    def _write_next(
+        self, name: str, x: Float[Array, "paths 1 heads head_dim"], place: Place
+    ) -> Cached:
         """Keeps each path's next key or value; returns all of them."""
-        new = keep(self.get_variable(CACHE, name), x, place)
+        new = write_next(self.get_variable(CACHE, name), x, place)
         self.put_variable(CACHE, name, new)
-        return Kept(self.get_variable(CACHE, f"prompt_{name}"), new)
+        return Cached(self.get_variable(CACHE, f"prompt_{name}"), new)
 
     def _temperature(self, length: int, positions) -> Float[Array, "*batch heads length"] | None:
         if self.temperature is None:

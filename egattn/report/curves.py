@@ -69,12 +69,14 @@ def loss(runs: Sequence[Run]) -> Plot | None:
 
 def _cut(ax: Axes, runs: Sequence[Run]) -> str:
     """Ends the axis where losses start if one rises far above, which would flatten all others."""
-    columns = [c["loss"] for run in runs for c in (run.train, run.validation) if c]
-    losses = [finite for x in columns if (finite := x[np.isfinite(x)]).size]
-    start = max((values[0] for values in losses), default=math.inf)
-    if max((values.max() for values in losses), default=0) < 2 * start:
+    columns = [[c["loss"] for c in (run.train, run.validation) if c] for run in runs]
+    losses = [[x[np.isfinite(x)] for x in of_run] for of_run in columns]
+    # A validation may come first when a run has already diverged.
+    start = max((x[0][0] for x in losses if x and x[0].size), default=math.inf)
+    values = np.concatenate([np.empty(0), *(x for of_run in losses for x in of_run)])
+    lowest = values.min(initial=start)
+    if lowest >= start or values.max() < 2 * start:
         return ""
-    lowest = min(values.min() for values in losses)
     ax.set_ylim(lowest - 0.05 * (start - lowest), start + 0.05 * (start - lowest))
     return " Losses above those at the start are cut off."
 

@@ -105,10 +105,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
     sentences = []
     for row in rows:
         if row.steps is not None and row.step < row.steps:
-            sentences.append(f"{row.name} ends at step {row.step:,} of {row.steps:,}.")
+            sentences.append(f"{row.name} stands at step {row.step:,} of {row.steps:,}.")
         if row.evaluated_at is not None and row.evaluated_at < row.step:
             sentences.append(
-                f"{row.name} was last evaluated at step {row.evaluated_at:,} of {row.step:,}."
+                f"{row.name} was last evaluated at step {row.evaluated_at:,}, "
+                f"its last one is {row.step:,}."
             )
     return sentences
 
