@@ -42,6 +42,8 @@ class Config:
 
     study: tyro.conf.Positional[str]
     """Name of a study, or `all`."""
+    match: str = ""
+    """Only runs whose name contains this, such as `-100M-s0`; default: all."""
     minutes: float | None = None
     """Stop after so long; the same command continues. Default: no limit."""
     smoke: bool = False
@@ -67,7 +69,10 @@ def main(config: Config) -> int:
         config = dataclasses.replace(config, root=root, results=root / "results.jsonl")
     cli.quiet()
     studies = STUDIES if config.study == "all" else [config.study]
-    runs = list(dict.fromkeys(run for name in studies for run in load(name)))
+    runs = dict.fromkeys(run for name in studies for run in load(name))
+    runs = [run for run in runs if config.match in run.name]
+    if not runs:
+        raise ValueError(f"no run of {config.study} has {config.match!r} in its name")
     end = time.monotonic() + 60 * (float("inf") if config.minutes is None else config.minutes)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(config.root / "compiled"))

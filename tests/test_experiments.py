@@ -100,9 +100,12 @@ def test_a_name_stands_for_one_run():
 
 
 def test_what_is_done_is_not_trained_again(tmp_path, two_runs, monkeypatch, capsys):
+    assert main(Config("two", match="sm-", smoke=True, root=tmp_path)) == 0
+    assert [line["run"] for line in lines(tmp_path)] == [two_runs[1].name]
+    assert "1 of 1 runs are done" in capsys.readouterr().out
     assert main(Config("two", smoke=True, root=tmp_path)) == 0
     first = lines(tmp_path)
-    assert [line["run"] for line in first] == [run.name for run in two_runs]
+    assert [line["run"] for line in first] == [run.name for run in reversed(two_runs)]
     monkeypatch.setattr(cli, "train", None)
     assert main(Config("two", smoke=True, root=tmp_path)) == 0
     assert lines(tmp_path) == first
@@ -136,6 +139,11 @@ def test_results_of_other_data_are_not_mixed(tmp_path, two_runs):
     with pytest.raises(ValueError, match="results are of data another, got"):
         main(Config("two", smoke=True, root=tmp_path))
     assert not (tmp_path / "smoke" / "runs").exists()
+
+
+def test_a_match_that_finds_nothing(tmp_path):
+    with pytest.raises(ValueError, match="no run of nonlinearity has '-7M' in its name"):
+        main(Config("nonlinearity", match="-7M", smoke=True, root=tmp_path))
 
 
 def test_an_unknown_study(tmp_path):
