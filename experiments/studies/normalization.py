@@ -5,18 +5,19 @@ python -m experiments.run normalization
 
 from experiments.study import Training, main_rows
 
-_GROUPS = {
-    # Matrices, and the paper's perplexities with weight norm and spectral norm.
+_MATRICES = {
+    # With the paper's perplexities with weight norm and spectral norm.
     "qk": ("q k", 3.89, 4.25),
     "qk_ffn": ("q k ffn", 3.88, 4.23),
     "qkv_ffn": ("q k v ffn", 3.93, 4.26),
     "qkvo_ffn": ("q k v o ffn", 3.98, 4.34),
 }
+GROUPS = tuple(
+    Training(f"{net}-{group}", net, f"--model.reparam-matrices {matrices}", paper=paper[which])
+    for which, net in enumerate(("sm_wnorm", "sm_snorm"))
+    for group, (matrices, *paper) in _MATRICES.items()
+)
 RUNS = (
     *main_rows({"sm_ln_g": 2.69, "sm_wnorm": 3.640, "sm_snorm": 3.624, "sm_scffn": 3.50}),
-    *(
-        Training(f"{net}-{group}", net, f"--model.reparam-matrices {matrices}", paper=paper[which])
-        for which, net in enumerate(("sm_wnorm", "sm_snorm"))
-        for group, (matrices, *paper) in _GROUPS.items()
-    ),
+    *GROUPS,
 )

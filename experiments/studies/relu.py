@@ -9,11 +9,9 @@ from experiments.study import Training
 
 _PAPER = {"sm_ln_g": 2.69, "sm_ln_r": 2.76, "sm_g": 3.20, "sm_r": 2.94}
 _LEARNED = "--model.activation leaky_relu --model.slope-scope"
-RUNS = (
-    *(Training(net, net, paper=value) for net, value in _PAPER.items()),
-    *(
-        Training(f"{net}-{scope}_slopes", net, f"{_LEARNED} {scope}")
-        for net in ("sm_ln_r", "sm_r")
-        for scope in ("model", "layer", "feature")
-    ),
+SLOPES = tuple(
+    Training(f"{net}-{scope}_slopes", net, f"{_LEARNED} {scope}")
+    for net in ("sm_ln_r", "sm_r")
+    for scope in ("model", "layer", "feature")
 )
+RUNS = (*(Training(net, net, paper=value) for net, value in _PAPER.items()), *SLOPES)

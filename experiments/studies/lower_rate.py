@@ -1,0 +1,37 @@
+"""The nets that diverge at the shared rates, and those to hold them against, at a lower peak.
+
+    python -m experiments.run lower_rate
+
+The best rates of the study `rates` for SM and weight norm. As in Tables 2, 3, 5, 6 and 8.
+"""
+
+import dataclasses
+
+from experiments.studies import depth, normalization, relu
+from experiments.study import LOWER, Training, main_rows
+
+_PAPER = {
+    "sm_ln_g": 2.69,
+    "sm_r": 2.94,
+    "sm_g": 3.20,
+    "sm": None,
+    "sm_wnorm": 3.640,
+    "sm_snorm": 3.624,
+    "sm_scffn": 3.50,
+    "sm_scfuffn": 3.48,
+}
+
+
+def _lower(run: Training) -> Training:
+    return dataclasses.replace(run, net=f"{run.net}-{LOWER.name}", rates=LOWER)
+
+
+RUNS = tuple(
+    _lower(run)
+    for run in (
+        *main_rows(_PAPER),
+        *normalization.GROUPS,
+        *(run for run in relu.SLOPES if run.preset == "sm_r"),
+        *depth.RUNS,
+    )
+)
