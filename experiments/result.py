@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from egattn.train.records import append_line, read_lines
 
 # Of a config: where, not what.
 _PATHS = ("run", "data", "init_from")
+# What every line has.
+_NEEDED = {"run", "words", "diverged", "runners_per_device"}
 # Points of a curve, at most.
 _POINTS = 40
 # Numbers of one learned parameter, at most.
@@ -59,8 +62,10 @@ def results(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
     for number, text in enumerate(_complete(path).splitlines(), 1):
         try:
             line = json.loads(text)
+            if not line.keys() >= _NEEDED:
+                raise ValueError
             found[tuple(line["words"])] = line
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, AttributeError):
             raise ValueError(f"{path} line {number}: expected the result of a run") from None
     return found
 
@@ -103,11 +108,14 @@ def _environment(run: Run) -> dict[str, Any]:
 
 
 def _speed(run: Run, model: Any) -> dict[str, Any]:
-    """Median over the logged intervals but the first, which holds compilation."""
+    """Mean over all steps but those until the first log line, which compile.
+
+    None of a run that was resumed, which compiles again.
+    """
     rates = run.train["tokens_per_second"][1:]
-    if not len(rates):
+    if not len(rates) or len(run.starts) > 1:
         return {"tokens_per_second": None, "mfu": None}
-    rate = float(np.median(rates))
+    rate = statistics.harmonic_mean(rates, weights=np.diff(run.train["step"]))
     return {"tokens_per_second": round(rate), "mfu": utilisation(model, rate)}
 
 

@@ -33,7 +33,7 @@ from egattn import cli
 from egattn.data import load_manifest
 from egattn.train import Preempted
 from experiments.result import append, locked, read, results
-from experiments.study import STUDIES, VOCAB_SIZE, Training, load
+from experiments.study import VOCAB_SIZE, Training, every_run, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,7 @@ def main(config: Config) -> int:
         root = config.root / "smoke"
         config = dataclasses.replace(config, root=root, results=root / "results.jsonl")
     cli.quiet()
-    studies = STUDIES if config.study == "all" else [config.study]
-    runs = dict.fromkeys(run for name in studies for run in load(name))
+    runs = every_run() if config.study == "all" else load(config.study)
     runs = [run for run in runs if config.match in run.name]
     if not runs:
         raise ValueError(f"no run of {config.study} has {config.match!r} in its name")

@@ -140,3 +140,8 @@ def load(name: str) -> tuple[Training, ...]:
     if name not in STUDIES:
         raise ValueError(f"no study {name!r}; there are {', '.join(STUDIES)} and all")
     return importlib.import_module(f"experiments.studies.{name}").RUNS
+
+
+def every_run() -> list[Training]:
+    """The runs of all studies, once each."""
+    return list(dict.fromkeys(run for name in STUDIES for run in load(name)))

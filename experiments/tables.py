@@ -4,11 +4,13 @@
     python -m experiments.tables --write            puts them into docs/results.md
 
 A difference is in percent of the perplexity of a study's first net with as many layers, positions
-and tokens, seed by seed; a spread is the standard deviation over seeds; speeds are of runs that had
-a device to themselves.
+and tokens, seed by seed; a spread is the standard deviation over seeds; heads are high whose
+entropy is above three quarters of uniform attention's; speeds are of runs that had a device to
+themselves.
 """
 
 import dataclasses
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ import tyro
 from benchmarks.table import markdown
 from experiments.result import results
 from experiments.run import Config as RunConfig
-from experiments.study import MILLION, STUDIES, Training, load
+from experiments.study import MILLION, STUDIES, Training, every_run, load
 
 # By the options of the training, see `results`.
 Lines = dict[tuple[str, ...], dict[str, Any]]
@@ -28,6 +30,7 @@ PAGE = Path("docs/results.md")
 # In the page, around each table.
 _TABLE = r"(<!-- table {} -->\n).*?(<!-- end -->)"
 _RANGES = "heads per range, %"
+_HIGH = "high, %"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +50,10 @@ def table(runs: Sequence[Training], lines: Lines) -> str:
       runs: The study.
       lines: Results by the options of the training; others than today's are passed over.
     """
-    groups: dict[tuple, list[Training]] = {}
-    for run in runs:
-        if tuple(run.words()) in lines:
-            groups.setdefault((run.net, *_budget(run)), []).append(run)
     first = {_budget(run): run for run in reversed(runs)}
     paper = {(run.net, *_budget(run)): run.paper for run in runs}
     rows = []
-    for (net, *budget), members in groups.items():
+    for (net, *budget), members in _groups(runs, lines).items():
         reference = first[tuple(budget)]
         row = {"net": f"`{net}`", **_budget_columns(runs, members[0]), "seeds": len(members)}
         row |= _measured(members, reference, lines)
@@ -67,6 +66,29 @@ def table(runs: Sequence[Training], lines: Lines) -> str:
     }
     rows = [{name: row[name] for name in row if name not in empty} for row in rows]
     return markdown(rows) if rows else "No run yet.\n"
+
+
+def divergences(runs: Sequence[Training], lines: Lines) -> str:
+    """The nets that diverged as Markdown: when, and each layer's entropy at the log line before."""
+    rows = []
+    for members in _groups(runs, lines).values():
+        run, stops = members[0], [lines[tuple(run.words())]["diverged"] for run in members]
+        steps = [str(stop["step"]) for stop in stops if stop]
+        heads = next((stop["head_entropy_before"] for stop in stops if stop), None)
+        if steps:
+            row = {"net": f"`{run.net}`", **_budget_columns(runs, run), "steps": run.steps}
+            layers = " ".join(f"{statistics.mean(layer):.2f}" for layer in heads or ())
+            rows.append(row | {"diverged at step": ", ".join(steps), "layers, nats": layers})
+    return markdown(rows) if rows else "None.\n"
+
+
+def _groups(runs: Sequence[Training], lines: Lines) -> dict[tuple, list[Training]]:
+    """The runs that are done by net and budget, that is, over seeds."""
+    groups: dict[tuple, list[Training]] = {}
+    for run in runs:
+        if tuple(run.words()) in lines:
+            groups.setdefault((run.net, *_budget(run)), []).append(run)
+    return groups
 
 
 def _budget(run: Training) -> tuple[int, int, int]:
@@ -87,12 +109,13 @@ def _budget_columns(runs: Sequence[Training], run: Training) -> dict[str, Any]:
 def _measured(members: list[Training], reference: Training, lines: Lines) -> dict[str, Any]:
     found = [lines[tuple(run.words())] for run in members]
     stops = [line["diverged"] for line in found if line["diverged"]]
-    values, pairs, shares = [], [], []
+    values, pairs, shares, high = [], [], [], []
     for run, line in zip(members, found, strict=True):
         base = lines.get(tuple(dataclasses.replace(reference, seed=run.seed).words()), {})
         if "perplexity" in line:
             values.append(line["perplexity"])
             shares.append([100 * n / sum(line["ranges"]) for n in line["ranges"]])
+            high.append(_high(run, line["head_entropy"]))
         if "perplexity" in line and "perplexity" in base:
             pairs.append((line["perplexity"], base["perplexity"]))
     alone = [line for line in found if line["runners_per_device"] == 1]
@@ -102,10 +125,18 @@ def _measured(members: list[Training], reference: Training, lines: Lines) -> dic
         "perplexity": _spread(values, ".2f") if values else _stopped(stops),
         "Δ %": _delta(pairs) if pairs else "",
         _RANGES: " ".join(f"{statistics.mean(x):.0f}" for x in zip(*shares, strict=True)),
+        _HIGH: f"{statistics.mean(high):.0f}" if high else "",
         "diverged": f"{len(stops)} of {len(found)}" if stops and values else "",
         "tokens/s": f"{statistics.median(speeds) / 1000:.0f} k" if speeds else "",
         "MFU": f"{statistics.median(uses):.2f}" if uses else "",
     }
+
+
+def _high(run: Training, heads: Sequence[Sequence[float]]) -> float:
+    """Percent of the heads that are close to uniform attention, whose rows have log 1 .. log T."""
+    uniform = math.lgamma(run.context_length + 1) / run.context_length
+    values = [value for layer in heads for value in layer]
+    return 100 * statistics.mean(value > 0.75 * uniform for value in values)
 
 
 def _stopped(stops: list[dict[str, Any]]) -> str:
@@ -133,8 +164,10 @@ def filled(page: str, lines: Lines) -> str:
     Raises:
       ValueError: If the page has no place for one of them.
     """
-    for name in STUDIES:
-        content, pattern = table(load(name), lines), _TABLE.format(name)
+    contents = {name: table(load(name), lines) for name in STUDIES}
+    contents["divergences"] = divergences(every_run(), lines)
+    for name, content in contents.items():
+        pattern = _TABLE.format(name)
         page, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], page, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"{PAGE}: expected one place for the table {name}, got {count}")
@@ -149,6 +182,7 @@ def main(config: Config) -> None:
         return
     for name in STUDIES:
         print(f"{name}\n\n{table(load(name), lines)}")
+    print(f"divergences\n\n{divergences(every_run(), lines)}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ from experiments import run as runner
 from experiments import studies
 from experiments.result import append, read, results
 from experiments.run import Config, main
-from experiments.study import STUDIES, Rates, Training, load
-from experiments.tables import PAGE, filled, table
+from experiments.study import STUDIES, Rates, Training, every_run, load
+from experiments.tables import PAGE, divergences, filled, table
 
-ALL = list(dict.fromkeys(run for name in STUDIES for run in load(name)))
+ALL = every_run()
+# What a line of results has at least.
+LINE = {"run": "ä", "words": ["x"], "diverged": None, "runners_per_device": 1}
 
 
 @pytest.fixture
@@ -153,16 +155,17 @@ def test_an_unknown_study(tmp_path):
 
 def test_a_file_that_holds_no_results(tmp_path):
     path = tmp_path / "results.jsonl"
-    path.write_text('{"run": "a", "words": []}\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"results.jsonl line 2: expected the result of a run"):
-        results(path)
+    for bad in ('{"run": "b", "words": []}', '{"step": 3}', "[]", "3"):
+        path.write_text(json.dumps(LINE) + f"\n{bad}\n")
+        with pytest.raises(ValueError, match=r"results.jsonl line 2: expected the result of"):
+            results(path)
 
 
 def test_a_torn_line_is_no_result(tmp_path):
     path = tmp_path / "results.jsonl"
-    path.write_text('{"run": "ä", "words": ["x"]}\n{"run": "b", "wo')
+    path.write_text(json.dumps(LINE, ensure_ascii=False) + '\n{"run": "b", "wo')
     assert list(results(path)) == [("x",)]
-    append(path, {"run": "c", "words": ["y"]})
+    append(path, LINE | {"run": "c", "words": ["y"]})
     assert list(results(path)) == [("x",), ("y",)]
 
 
@@ -211,6 +214,8 @@ def result(net: str, seed: int, perplexity: float | None, **fields) -> dict:
     words = Training(net, net, seed=seed).words()
     line: dict = {"words": words, "tokens_per_second": 500_000, "mfu": 0.45}
     line |= {"diverged": None, "ranges": [1, 0, 0, 3], "runners_per_device": 1}
+    # Uniform attention over 128 positions has 3.878 nats, three quarters of which are 2.909.
+    line |= {"head_entropy": [[0.1, 2.90], [2.92, 3.8]]}
     line |= {} if perplexity is None else {"perplexity": perplexity}
     return {tuple(words): line | fields}
 
@@ -222,7 +227,9 @@ def test_the_table():
     runs += [Training("c", "c", seed=0), Training("d", "d", seed=0), Training("d", "d", seed=1)]
     # b is 10 % and 20 % above a: 15 % on average, with a standard deviation of 10 / sqrt 2.
     found = result("a", 0, 10.0) | result("a", 1, 20.0) | result("b", 0, 11.0)
-    found |= result("b", 1, 24.0, tokens_per_second=600_000, ranges=[2, 0, 0, 2])
+    found |= result(
+        "b", 1, 24.0, tokens_per_second=600_000, ranges=[2, 0, 0, 2], head_entropy=[[0, 0], [0, 3]]
+    )
     # Shared a device, so its speed does not count.
     slow = {"tokens_per_second": 200_000, "mfu": 0.1, "runners_per_device": 2}
     stop = {"step": 17, "layers": [0, 3], "head_entropy_before": None}
@@ -233,15 +240,17 @@ def test_the_table():
     found |= {("--old",): {"net": "a"}}
     header, _, a, b, c, d = table(runs, found).splitlines()
     assert header == (
-        "| net | seeds | perplexity | Δ % | heads per range, % | diverged | tokens/s | MFU | "
-        "paper | paper Δ % |"
+        "| net | seeds | perplexity | Δ % | heads per range, % | high, % | diverged | tokens/s | "
+        "MFU | paper | paper Δ % |"
     )
-    assert a.startswith("| `a` | 2 | 15.00 ± 7.07 | +0.0 ± 0.0 | 25 0 0 75 |  | 500 k | 0.45 | 2 |")
+    assert a.startswith(
+        "| `a` | 2 | 15.00 ± 7.07 | +0.0 ± 0.0 | 25 0 0 75 | 50 |  | 500 k | 0.45 | 2 |"
+    )
     assert b == (
-        "| `b` | 2 | 17.50 ± 9.19 | +15.0 ± 7.1 | 38 0 0 62 |  | 550 k | 0.45 | 3 | +50.0 |"
+        "| `b` | 2 | 17.50 ± 9.19 | +15.0 ± 7.1 | 38 0 0 62 | 38 |  | 550 k | 0.45 | 3 | +50.0 |"
     )
-    assert d == "| `d` | 2 | 26.00 | +30.0 | 25 0 0 75 | 1 of 2 | 500 k | 0.45 |  |  |"
-    assert c == "| `c` | 1 | diverged at step 17, layers 0, 3 |  |  |  |  |  |  |  |"
+    assert d == "| `d` | 2 | 26.00 | +30.0 | 25 0 0 75 | 50 | 1 of 2 | 500 k | 0.45 |  |  |"
+    assert c == "| `c` | 1 | diverged at step 17, layers 0, 3 |  |  |  |  |  |  |  |  |"
 
 
 def test_columns_without_values_are_left_out():
@@ -250,6 +259,18 @@ def test_columns_without_values_are_left_out():
     header, _, row = table([Training("a", "a")], found).splitlines()
     assert header == "| net | seeds | perplexity |"
     assert row == "| `a` | 1 | diverged at step 17 |"
+
+
+def test_what_diverged():
+    runs = [Training(net, net, seed=seed) for net in ("a", "b") for seed in (0, 1)]
+    stop = {"step": 17, "layers": [], "head_entropy_before": [[3.0, 2.0], [0.5, 0.0]]}
+    found = result("a", 0, 9.0) | result("a", 1, 9.5) | result("b", 0, 9.0)
+    assert divergences(runs, found) == "None.\n"
+    assert divergences(runs, found | result("b", 1, None, diverged=stop)).splitlines() == [
+        "| net | steps | diverged at step | layers, nats |",
+        "|---|---|---|---|",
+        "| `b` | 306 | 17 | 2.50 0.25 |",
+    ]
 
 
 def test_rates_have_no_part_in_toy_size():

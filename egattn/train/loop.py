@@ -33,8 +33,8 @@ from egattn.train.profiler import Profiler
 from egattn.train.records import Records
 from egattn.train.step import TrainState, device_batch, make_train_step
 
-# How far the host may run ahead of the device: seconds, and steps at most. It hides what delays the
-# host, such as a busy disk, and it delays stopping on request.
+# How far the host may run ahead of the device: about so many seconds, and steps at most. It hides
+# what delays the host, such as a busy disk, and it delays stopping on request.
 _AHEAD, _MOST_AHEAD = 0.5, 16
 
 
@@ -125,7 +125,7 @@ class _Loop:
         """Steps from `first` to the end."""
         self._clock, self._logged = time.perf_counter(), first
         self._pending: collections.deque[_Pending] = collections.deque()
-        self._ahead = 1
+        self._ahead, self._timed = 1, None
         self._state, self._done, self._saved, values = state, first, first, None
         try:
             for step in range(first + 1, self.config.steps + 1):
@@ -220,14 +220,27 @@ class _Loop:
         steps, seconds = step - self._logged, now - self._clock
         rate = steps * c.batch_size * c.model.context_length / seconds
         self._clock, self._logged = now, step
-        # Rises slowly: steps read in a row after a delay look fast.
-        self._ahead = round(min(max(_AHEAD * steps / seconds, 1), _MOST_AHEAD, 2 * self._ahead))
+        self._look_ahead(steps, seconds)
         values: dict[str, Any] = {k: v if v.ndim else float(v) for k, v in metrics.items()}
         values["learning_rate"] = self._learning_rates[step - 1 - self.nonfinite.skipped].item()
         values["tokens_per_second"] = rate
         values["mfu"] = utilisation(c.model, rate)
         self.records.train(step, values)
         self.display.train(step, values["loss"], rate)
+
+    def _look_ahead(self, steps: int, seconds: float) -> None:
+        """Adapts how far the host runs ahead to the mean speed of all intervals but the first.
+
+        Where a step's launch waits for the device, running further ahead makes an interval seem
+        slow and the next one fast: by the last interval alone, this would go on for ever.
+        """
+        if self._timed is None:
+            # The first one holds compilation.
+            self._timed = (0, 0.0)
+            return
+        self._timed = (self._timed[0] + steps, self._timed[1] + seconds)
+        pace = self._timed[0] / self._timed[1]
+        self._ahead = round(min(max(_AHEAD * pace, 1), _MOST_AHEAD))
 
     def _evaluate(self, step: int, state: TrainState, windows: int | None) -> dict[str, Any]:
         self._check()
