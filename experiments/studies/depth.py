@@ -1,6 +1,9 @@
 """Eighteen layers: the paper's Table 8.
 
-python -m experiments.run depth
+    python -m experiments.run depth
+
+An H100, two runners: about 3 minutes. Expected: SM+LN+G 29.9, SM+LN+R 31.2, SM+ScFuFFN 55.9; the
+net with penalty diverges at step 108. The study `lower_rate` has them where all of them train.
 """
 
 from experiments.study import Training

@@ -1,6 +1,9 @@
 """Learning rate, warm-up and second moment: the grid by which the recipe of the others is chosen.
 
-python -m experiments.run rates
+    python -m experiments.run rates
+
+An H100, two runners: about 22 minutes. Expected: 1e-3 with 30 % warm-up is best for all nets that
+do not diverge there, 3e-4 with as long a warm-up for the others; b2 decides nothing.
 """
 
 from experiments.study import Rates, Training
