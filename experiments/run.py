@@ -2,6 +2,7 @@
 
     python -m experiments.run nonlinearity
     python -m experiments.run all --minutes 25
+    python -m experiments.run normalization --match 100M
     python -m experiments.run nonlinearity --smoke
 
 What the results hold is not trained again; what was stopped goes on from its checkpoint. With
@@ -62,7 +63,7 @@ def main(config: Config) -> int:
     """Runs a study; returns the number of runs that failed.
 
     Raises:
-      ValueError: If there is no such study, or the results belong to other data.
+      ValueError: If there is no such study or run, or the results belong to other data.
     """
     if config.smoke:
         root = config.root / "smoke"

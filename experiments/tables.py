@@ -10,7 +10,6 @@ themselves.
 """
 
 import dataclasses
-import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import tyro
 
 from benchmarks.table import markdown
+from egattn.report.runs import uniform_entropy
 from experiments.result import results
 from experiments.run import Config as RunConfig
 from experiments.study import MILLION, STUDIES, Training, every_run, load
@@ -31,6 +31,8 @@ PAGE = Path("docs/results.md")
 _TABLE = r"(<!-- table {} -->\n).*?(<!-- end -->)"
 _RANGES = "heads per range, %"
 _HIGH = "high, %"
+# Share of uniform attention's entropy above which a head is high.
+_NEAR_UNIFORM = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +53,12 @@ def table(runs: Sequence[Training], lines: Lines) -> str:
       lines: Results by the options of the training; others than today's are passed over.
     """
     first = {_budget(run): run for run in reversed(runs)}
-    paper = {(run.net, *_budget(run)): run.paper for run in runs}
     rows = []
     for (net, *budget), members in _groups(runs, lines).items():
         reference = first[tuple(budget)]
         row = {"net": f"`{net}`", **_budget_columns(runs, members[0]), "seeds": len(members)}
         row |= _measured(members, reference, lines)
-        ours, base = paper[net, *budget], reference.paper
+        ours, base = members[0].paper, reference.paper
         row["paper"] = "" if ours is None else f"{ours:g}"
         row["paper Δ %"] = "" if ours is None or base is None else _delta([(ours, base)])
         rows.append(row)
@@ -69,16 +70,25 @@ def table(runs: Sequence[Training], lines: Lines) -> str:
 
 
 def divergences(runs: Sequence[Training], lines: Lines) -> str:
-    """The nets that diverged as Markdown: when, and each layer's entropy at the log line before."""
+    """The nets that diverged as Markdown: when, and each layer's entropy at the log line before.
+
+    Args:
+      runs: Of any studies; what has several names counts once, by the one that names no rates.
+      lines: Results by the options of the training.
+    """
+    named = sorted(runs, key=lambda run: run.rates is None)
+    runs = list({tuple(run.words()): run for run in named}.values())
     rows = []
     for members in _groups(runs, lines).values():
-        run, stops = members[0], [lines[tuple(run.words())]["diverged"] for run in members]
-        steps = [str(stop["step"]) for stop in stops if stop]
-        heads = next((stop["head_entropy_before"] for stop in stops if stop), None)
-        if steps:
-            row = {"net": f"`{run.net}`", **_budget_columns(runs, run), "steps": run.steps}
-            layers = " ".join(f"{statistics.mean(layer):.2f}" for layer in heads or ())
-            rows.append(row | {"diverged at step": ", ".join(steps), "layers, nats": layers})
+        stops = [lines[tuple(run.words())]["diverged"] for run in members]
+        stops = [stop for stop in stops if stop]
+        if stops:
+            row = {"net": f"`{members[0].net}`", **_budget_columns(runs, members[0])}
+            row |= {"seeds": len(members), "steps": members[0].steps}
+            row["diverged at step"] = ", ".join(str(stop["step"]) for stop in stops)
+            heads = stops[0]["head_entropy_before"] or ()
+            row["layers, nats"] = " ".join(f"{statistics.mean(layer):.2f}" for layer in heads)
+            rows.append(row)
     return markdown(rows) if rows else "None.\n"
 
 
@@ -133,10 +143,9 @@ def _measured(members: list[Training], reference: Training, lines: Lines) -> dic
 
 
 def _high(run: Training, heads: Sequence[Sequence[float]]) -> float:
-    """Percent of the heads that are close to uniform attention, whose rows have log 1 .. log T."""
-    uniform = math.lgamma(run.context_length + 1) / run.context_length
-    values = [value for layer in heads for value in layer]
-    return 100 * statistics.mean(value > 0.75 * uniform for value in values)
+    """Percent of the heads that are near uniform attention."""
+    least = _NEAR_UNIFORM * uniform_entropy(run.context_length)
+    return 100 * statistics.mean(value > least for layer in heads for value in layer)
 
 
 def _stopped(stops: list[dict[str, Any]]) -> str:

@@ -76,7 +76,9 @@ def test_full_size_is_what_the_study_says(data):
     for run in ALL:
         config = cli._train_config(["run", "--data", str(data), *run.words()])
         model = config.model
-        assert config.optimizer.b2 == float(run.rates.b2 if run.rates else 0.999)
+        rates = run.rates or Rates("1e-3", "0.3")
+        optimizer = config.optimizer
+        assert (optimizer.learning_rate, optimizer.warmup, optimizer.b2) == tuple(map(float, rates))
         assert run.tokens <= config.steps * config.batch_size * model.context_length
         assert config.steps * config.batch_size * model.context_length < run.tokens + 512 * 128
         assert (model.num_layers, model.context_length, model.embed_dim, model.num_heads) == (
@@ -169,18 +171,37 @@ def test_a_torn_line_is_no_result(tmp_path):
     assert list(results(path)) == [("x",), ("y",)]
 
 
-def test_a_validation_that_is_not_finite_is_a_divergence(tmp_path):
-    heads = entropies(3, 2)
-    heads[1, 0] = math.nan
-    run = make_run(tmp_path / "run", heads, evaluated={30: math.nan})
+def finished(path: Path, heads, loss: float) -> Path:
+    """A run of 30 steps that was evaluated at its end, with all of a training's config."""
+    run = make_run(path, heads, evaluated={30: loss})
     about = json.loads((run / "config.json").read_text())
     config = dataclasses.asdict(TrainConfig(run, steps=30)) | {"data": "data"}
     config["model"] |= about["model"]
     (run / "config.json").write_text(json.dumps(config, default=str))
-    line = read(run)
+    return run
+
+
+def test_a_validation_that_is_not_finite_is_a_divergence(tmp_path):
+    heads = entropies(3, 2)
+    heads[1, 0] = math.nan
+    line = read(finished(tmp_path / "run", heads, math.nan))
     assert line is not None
     assert (line["diverged"]["step"], line["diverged"]["layers"]) == (30, [1])
     assert "perplexity" not in line
+
+
+def test_the_speed_is_tokens_over_time(tmp_path):
+    run = finished(tmp_path / "run", entropies(3, 2), 1.0)
+    line = read(run)
+    assert line is not None
+    # After the first log line, ten steps at 900 and ten at 700 tokens per second.
+    assert line["tokens_per_second"] == round(20 / (10 / 900 + 10 / 700))
+    # A run that was resumed has compiled on the way.
+    log = run / "metrics.jsonl"
+    log.write_text(log.read_text().splitlines()[0] + "\n" + log.read_text())
+    line = read(run)
+    assert line is not None
+    assert line["tokens_per_second"] is None
 
 
 @pytest.mark.slow
@@ -263,13 +284,15 @@ def test_columns_without_values_are_left_out():
 
 def test_what_diverged():
     runs = [Training(net, net, seed=seed) for net in ("a", "b") for seed in (0, 1)]
+    # The same training by another name.
+    runs.append(Training("b-rates", "b", seed=1, rates=Rates("1e-3", "0.3")))
     stop = {"step": 17, "layers": [], "head_entropy_before": [[3.0, 2.0], [0.5, 0.0]]}
     found = result("a", 0, 9.0) | result("a", 1, 9.5) | result("b", 0, 9.0)
     assert divergences(runs, found) == "None.\n"
     assert divergences(runs, found | result("b", 1, None, diverged=stop)).splitlines() == [
-        "| net | steps | diverged at step | layers, nats |",
-        "|---|---|---|---|",
-        "| `b` | 306 | 17 | 2.50 0.25 |",
+        "| net | seeds | steps | diverged at step | layers, nats |",
+        "|---|---|---|---|---|",
+        "| `b` | 2 | 306 | 17 | 2.50 0.25 |",
     ]
 
 

@@ -60,9 +60,8 @@ class Run:
 
     @property
     def uniform_entropy(self) -> float:
-        """Mean row entropy of a causal head that attends uniformly, (log T!) / T nats."""
-        length = self.config["model.context_length"]
-        return math.lgamma(length + 1) / length
+        """Entropy of a head that attends uniformly, nats."""
+        return uniform_entropy(self.config["model.context_length"])
 
     @property
     def final_entropy(self) -> np.ndarray | None:
@@ -77,6 +76,11 @@ class Run:
     def start(self, name: str) -> Any:
         """Value that the last start recorded under a name, or None."""
         return self.starts[-1].get(name) if self.starts else None
+
+
+def uniform_entropy(length: int) -> float:
+    """Mean row entropy of a causal head that attends uniformly, (log T!) / T nats."""
+    return math.lgamma(length + 1) / length
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:

@@ -36,6 +36,8 @@ from egattn.train.step import TrainState, device_batch, make_train_step
 # How far the host may run ahead of the device: about so many seconds, and steps at most. It hides
 # what delays the host, such as a busy disk, and it delays stopping on request.
 _AHEAD, _MOST_AHEAD = 0.5, 16
+# Weight of what was measured until a log line against what is measured until the next one.
+_KEPT = 0.9
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -125,7 +127,9 @@ class _Loop:
         """Steps from `first` to the end."""
         self._clock, self._logged = time.perf_counter(), first
         self._pending: collections.deque[_Pending] = collections.deque()
-        self._ahead, self._timed = 1, None
+        self._ahead = 1
+        # Steps and seconds of the last intervals between log lines, older ones fading.
+        self._recent: tuple[float, float] | None = None
         self._state, self._done, self._saved, values = state, first, first, None
         try:
             for step in range(first + 1, self.config.steps + 1):
@@ -229,18 +233,20 @@ class _Loop:
         self.display.train(step, values["loss"], rate)
 
     def _look_ahead(self, steps: int, seconds: float) -> None:
-        """Adapts how far the host runs ahead to the mean speed of all intervals but the first.
+        """Adapts how far the host runs ahead to the mean speed of about the last ten intervals.
 
-        Where a step's launch waits for the device, running further ahead makes an interval seem
-        slow and the next one fast: by the last interval alone, this would go on for ever.
+        Where launching waits for the device, running further ahead makes this interval seem slow
+        and the next one fast. Going by the last one alone, or by less than a whole step, it would
+        swing for ever.
         """
-        if self._timed is None:
+        if self._recent is None:
             # The first one holds compilation.
-            self._timed = (0, 0.0)
+            self._recent = (0, 0)
             return
-        self._timed = (self._timed[0] + steps, self._timed[1] + seconds)
-        pace = self._timed[0] / self._timed[1]
-        self._ahead = round(min(max(_AHEAD * pace, 1), _MOST_AHEAD))
+        self._recent = (_KEPT * self._recent[0] + steps, _KEPT * self._recent[1] + seconds)
+        wanted = min(max(_AHEAD * self._recent[0] / self._recent[1], 1), _MOST_AHEAD)
+        if abs(wanted - self._ahead) >= 1:
+            self._ahead = round(wanted)
 
     def _evaluate(self, step: int, state: TrainState, windows: int | None) -> dict[str, Any]:
         self._check()
