@@ -4,7 +4,7 @@
 
 An H100, two runners: about 25 minutes. Expected at 20 M tokens (three seeds) and 100 M (one seed):
 SM+ScFuFFN 33.8 ± 1.0 and 10.5, with temperatures 31.4 ± 1.5 and 10.2, with the penalty 28.8 ± 0.9
-and 10.2; without it t = 0.01 and ScFFN diverge.
+and 10.2. ScFFN diverges, and so does t = 0.01 without the penalty.
 """
 
 from experiments.study import Training, main_rows

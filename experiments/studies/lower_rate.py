@@ -1,4 +1,4 @@
-"""The nets that diverge at the shared rates, and those to hold them against, at a lower peak.
+"""Nets that diverge at the shared rates, and those to hold them against, at a lower peak.
 
     python -m experiments.run lower_rate
 

@@ -4,7 +4,7 @@
 
 An H100, two runners: about 25 minutes. Expected at 20 M tokens (three seeds) and 100 M (one seed):
 SM+LN+G 27.7 ± 0.4 and 7.59, SM+LN+R 3.0 ± 0.4 % and 5 % above it, SM+LN 41 and 35 %, SM+R 54 ± 2
-and 21 %; SM and SM+G diverge within 30 % of the steps.
+and 21 %; SM and SM+G diverge within a third of the steps.
 """
 
 from experiments.study import main_rows

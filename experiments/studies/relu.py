@@ -2,8 +2,8 @@
 
     python -m experiments.run relu
 
-An H100, two runners: about 5 minutes. Expected: with LayerNorm slopes fall from 0.25 to 0.15 to
-0.22 and the nets are 7 to 10 % above ReLU; without LayerNorm they diverge.
+An H100, two runners: about 5 minutes. Expected: with LayerNorm one slope per model or layer falls
+from 0.25 to 0.15 to 0.22, and the nets are 7 to 10 % above ReLU; without it they diverge.
 
 Source: Jha & Reagen, arXiv 2410.09637: without LayerNorm the slopes go to 0, that is, to ReLU.
 """
