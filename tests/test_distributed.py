@@ -55,6 +55,7 @@ def assert_same_numbers(run: Path, other: Path) -> None:
             assert layer == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_one_process(finished, data, tmp_path):
     run = tmp_path / "run"
     mesh = "--mesh replica=2,fsdp=2,tensor=2"
@@ -67,6 +68,7 @@ def test_numbers_are_those_of_one_process(finished, data, tmp_path):
     assert len(list((run / "tensorboard").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_both_start_from_another_run(finished, data, tmp_path):
     options = f"{EREG} --init-from {finished}"
     assert finish([start(f"train {{0}} --data {{1}} {options}", tmp_path / "one", data)])[0] == [0]
@@ -78,6 +80,7 @@ def test_both_start_from_another_run(finished, data, tmp_path):
     assert numbers(tmp_path / "two")[0] != numbers(finished)[0]
 
 
+@pytest.mark.slow
 def test_stopped_together_then_continued_by_one_and_by_two(finished, data, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
