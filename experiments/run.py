@@ -55,16 +55,19 @@ class Config:
     """File with one line per finished run."""
     runners_per_device: int = 1
     """How many such commands share a device; results with more than one tell no speed."""
-    keep_checkpoints: bool = False
-    """Keep the weights of finished runs."""
 
 
 def main(config: Config) -> int:
     """Runs a study; returns the number of runs that failed.
 
     Raises:
-      ValueError: If there is no such study or run, or the results belong to other data.
+      ValueError: If there is no such study or run, a number makes no sense, or the results belong
+        to other data.
     """
+    if config.minutes is not None and not config.minutes >= 0:
+        raise ValueError(f"expected minutes of at least 0, got {config.minutes}")
+    if config.runners_per_device < 1:
+        raise ValueError(f"expected at least 1 runner per device, got {config.runners_per_device}")
     if config.smoke:
         root = config.root / "smoke"
         config = dataclasses.replace(config, root=root, results=root / "results.jsonl")
@@ -141,8 +144,7 @@ def _run(config: Config, run: Training, data: Path, end: float) -> None:
         raise Preempted
     shared = {"runners_per_device": config.runners_per_device}
     append(config.results, {"run": run.name, "words": words, **shared, **line})
-    if not config.keep_checkpoints:
-        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
 def _words(config: Config, run: Training) -> tuple[str, ...]:

@@ -233,6 +233,7 @@ class TestArguments:
     def test_numpy_inputs_and_the_default_implementation_work(self):
         problem = Options(5, temperature="per_row").problem()
         arrays = (problem.query, problem.key, problem.value, problem.temperature)
+        # Ignored: how many arrays there are is not in their type.
         out, entropy = egattn.entropy_attention(*(np.float32(x) for x in arrays))  # pyright: ignore
         expected = oracle.solve(problem)
         assert_close("output", np.asarray(out), expected.out, 1e-6)

@@ -152,6 +152,19 @@ def test_a_match_that_finds_nothing(tmp_path):
         main(Config("nonlinearity", match="-7M", smoke=True, root=tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"minutes": math.nan}, "minutes of at least 0, got nan"),
+        ({"minutes": -1.0}, "minutes of at least 0, got -1"),
+        ({"runners_per_device": 0}, "at least 1 runner per device, got 0"),
+    ],
+)
+def test_numbers_that_make_no_sense(tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
+        main(Config("depth", smoke=True, root=tmp_path, **option))
+
+
 def test_an_unknown_study(tmp_path):
     with pytest.raises(ValueError, match="no study 'depht'; there are rates, nonlinearity"):
         main(Config("depht", root=tmp_path))

@@ -65,6 +65,7 @@ def show(config: DecoderConfig, gelu: Gelu) -> None:
 def _traffic_table(estimate: Communication) -> Table:
     table = Table("communication, estimated", "count", "MB each", "MB", box=None, pad_edge=False)
     for t in (*estimate.blocks, estimate.embedding, estimate.head):
+        # The sign of the paper's tables, which is no x.
         sizes = "×".join(map(str, t.sizes))  # noqa: RUF001
         each, together = (f"{bytes / 1e6:,.2f}" for bytes in (t.bytes, t.count * t.bytes))
         table.add_row(f"{t.part} {sizes}", str(t.count), each, together)
@@ -96,6 +97,7 @@ def show_paper() -> None:
 
 def operations(nonlinearities: Iterable[Nonlinearity]) -> str:
     """Nonlinear operations as the paper's tables print them."""
+    # Their sign, which is no x.
     return ", ".join(
         f"{_SYMBOLS[n.kind]} {n.count}×R^{{{n.shape[0]}×{n.shape[1]}}}"  # noqa: RUF001
         for n in nonlinearities
