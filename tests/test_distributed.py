@@ -12,7 +12,7 @@ import jax
 import pytest
 from training import EREG, numbers, records, start
 
-from egattn.train.distributed import DistributedConfig, together
+from egattn.run.processes import DistributedConfig, together
 
 LONG = EREG.replace("--steps 8", "--steps 3000").replace("--evaluate-every 4", "")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from training import EREG, TRAIN, egattn, numbers, records, start
 
+from egattn.run.integrity import damage, seal
 from egattn.train.evaluate import Evaluator
-from egattn.train.integrity import damage, seal
 
 LONG = EREG.replace("--steps 8", "--steps 100000").replace("--evaluate-every 4", "")
 
@@ -133,7 +133,7 @@ class TestSignals:
     def test_second_signal_ends_at_once(self):
         script = (
             "import time\n"
-            "from egattn.train.preemption import StopRequest\n"
+            "from egattn.run.signals import StopRequest\n"
             "with StopRequest():\n"
             "    print('ready', flush=True)\n"
             "    deadline = time.monotonic() + 60\n"

@@ -20,8 +20,8 @@ from inspecting import assert_fails, flip, run_of, text_of
 from training import records
 
 from egattn.inspect import InspectConfig, inspect
+from egattn.run.integrity import seal
 from egattn.train.evaluate import load_state, read_run
-from egattn.train.integrity import seal
 from egattn.train.variables import read_variables
 
 

@@ -12,16 +12,16 @@ import numpy as np
 import tyro
 
 import egattn
-from egattn._strict import parse
+from egattn._config import parse
 from egattn.convert import gpt2
 from egattn.convert.weights import DTYPES, SINGLE, Weights, read_json, write
 from egattn.data.manifest import TOKENIZER_NAME, sha256_file
-from egattn.data.staging import staged_directory
 from egattn.data.tokenizer import END_OF_TEXT, end_token_id, load_tokenizer, tokenizer_sha256
 from egattn.model import DecoderConfig
 from egattn.model.layers import shapes, stack, unstack
 from egattn.model.linear import SPECTRAL
 from egattn.optimizer import make_optimizer
+from egattn.run.staging import staged_directory
 from egattn.sharding import make_mesh, state_sharding
 from egattn.train.checkpoints import Checkpoints
 from egattn.train.config import TrainConfig, to_json

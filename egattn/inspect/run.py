@@ -11,9 +11,9 @@ from egattn.inspect.architecture import architecture
 from egattn.inspect.parameters import counts, learned, table
 from egattn.report.runs import load_runs
 from egattn.report.summary import compare, range_counts
+from egattn.run.integrity import check_intact, is_sealed, newest_intact, saved_steps
 from egattn.train.config import TrainConfig
 from egattn.train.evaluate import read_run
-from egattn.train.integrity import check_intact, is_sealed, newest_intact, saved_steps
 from egattn.train.records import to_json
 from egattn.train.variables import describe_variables, read_variables
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from egattn._strict import flatten
+from egattn._config import flatten
 
 # Arrays of each kind of record, with their number of dimensions.
 _FIELDS: dict[str, dict[str, int]] = {

@@ -12,15 +12,15 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from egattn.sharding import settle, state_sharding
-from egattn.train.config import TrainConfig
-from egattn.train.integrity import (
+from egattn.run.integrity import (
     check_intact,
     is_sealed,
     newest_intact,
     saved_steps,
     seal,
 )
+from egattn.sharding import settle, state_sharding
+from egattn.train.config import TrainConfig
 from egattn.train.step import TrainState, abstract
 
 # Size of the files of a checkpoint, about: several are written at a time.

@@ -7,12 +7,12 @@ from typing import Any, Literal, get_args
 
 import tyro
 
+from egattn._config import flatten, parse
 from egattn._spelling import unknown
-from egattn._strict import flatten, parse
 from egattn.entropy import Kind, Reduction
 from egattn.model import DecoderConfig
 from egattn.optimizer import OptimizerConfig
-from egattn.train.distributed import DistributedConfig
+from egattn.run.processes import DistributedConfig
 
 Ceiling = Literal["log", "row"]
 TrainingReduction = Literal["mean", "head", "sum"]

@@ -13,10 +13,10 @@ from egattn.model import Decoder, DecoderConfig
 from egattn.model.layers import LAYER, shapes, stack, unstack
 from egattn.model.linear import SPECTRAL
 from egattn.optimizer import make_optimizer
+from egattn.run.integrity import newest_intact
 from egattn.sharding import state_sharding
 from egattn.train.config import RUNTIME_FIELDS, TrainConfig
 from egattn.train.evaluate import read_run
-from egattn.train.integrity import newest_intact
 from egattn.train.step import TrainState, abstract, init_state
 from egattn.train.variables import load_variables
 

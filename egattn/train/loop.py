@@ -18,17 +18,17 @@ from egattn.data import batches, load_manifest
 from egattn.entropy import max_entropy
 from egattn.model.learned import learned_values
 from egattn.optimizer import make_schedule
+from egattn.run.processes import join, together
+from egattn.run.signals import Preempted, StopRequest
 from egattn.sharding import check_batch, make_mesh, settle
 from egattn.train.checkpoints import Checkpoints
 from egattn.train.claim import claimed
 from egattn.train.config import TrainConfig
 from egattn.train.console import Display
-from egattn.train.distributed import join, together
 from egattn.train.evaluate import Evaluator, check_data, read_run
 from egattn.train.flops import utilisation
 from egattn.train.initialise import Report, check_origin, first_state
 from egattn.train.nonfinite import Nonfinite, is_finite
-from egattn.train.preemption import Preempted, StopRequest
 from egattn.train.profiler import Profiler
 from egattn.train.records import Records
 from egattn.train.step import TrainState, device_batch, make_train_step

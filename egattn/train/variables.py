@@ -9,8 +9,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from egattn.model.linear import SPECTRAL
+from egattn.run.integrity import check_intact, newest_intact
 from egattn.train.config import TrainConfig
-from egattn.train.integrity import check_intact, newest_intact
 
 
 def load_variables(run: TrainConfig, step: int | None = None) -> tuple[int, dict[str, Any]]:

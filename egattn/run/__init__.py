@@ -1,0 +1,1 @@
+"""A run of anything: directory, checkpoints, records, signals, processes, and the loop."""
