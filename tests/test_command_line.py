@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
-from training import EREG, TRAIN, egattn, numbers, records, start
 
 from egattn.cli import main
+from tests.training import EREG, TRAIN, egattn, numbers, records, start
 
 
 class TestTrain:
