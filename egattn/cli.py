@@ -8,12 +8,14 @@ import itertools
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from egattn._spelling import unknown
+from egattn.run.signals import Preempted, StopRequest, say, silence
 
 
 def prepare(args: Sequence[str]) -> None:
@@ -25,7 +27,7 @@ def prepare(args: Sequence[str]) -> None:
 
 def train(args: Sequence[str]) -> None:
     """Trains a decoder, or goes on where a run stopped."""
-    from egattn.train import Preempted, train
+    from egattn.train import train
 
     try:
         train(_train_config(args))
@@ -36,9 +38,9 @@ def train(args: Sequence[str]) -> None:
 
 def evaluate(args: Sequence[str]) -> None:
     """Evaluates a checkpoint on the validation split."""
+    from egattn.run.lines import to_json
     from egattn.train import EvaluateConfig
     from egattn.train.evaluate import describe, evaluate
-    from egattn.train.records import to_json
 
     config = _parse("evaluate", EvaluateConfig, args)
     values = evaluate(config)
@@ -47,7 +49,7 @@ def evaluate(args: Sequence[str]) -> None:
 
 def replay(args: Sequence[str]) -> None:
     """Repeats one training step of a run."""
-    from egattn.train.records import to_json
+    from egattn.run.lines import to_json
     from egattn.train.replay import ReplayConfig, describe, replay
 
     config = _parse("replay", ReplayConfig, args)
@@ -187,8 +189,17 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line; exits with 2 on bad input and 1 on a training that diverged."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    """Runs the command line; what a user can cause is one line and a status, see `_status`."""
+    stop = StopRequest().__enter__()
+    try:
+        _run(list(sys.argv[1:] if argv is None else argv), stop)
+    finally:
+        # A process that is a command listens until it ends.
+        if argv is not None:
+            stop.__exit__()
+
+
+def _run(args: list[str], stop: StopRequest) -> None:
     if not args or args[0] in ("-h", "--help"):
         print("usage: egattn COMMAND [OPTIONS]; egattn COMMAND --help lists the options\n")
         print("\n".join(f"  {name:10s} {run.__doc__}" for name, run in _COMMANDS.items()))
@@ -199,12 +210,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         if command not in _COMMANDS:
             raise ValueError(unknown("command", command, _COMMANDS))
         _COMMANDS[command](rest)
-    except (ValueError, OSError, NotImplementedError, FloatingPointError) as error:
-        if os.environ.get("EGATTN_TRACEBACK"):
+        sys.stdout.flush()
+    except Exception as error:
+        status = _status(error, stop)
+        if status is None or os.environ.get("EGATTN_TRACEBACK"):
             raise
-        line = " ".join(str(error).split())
-        print(f"egattn {command}: {line}", file=sys.stderr)
-        _exit(1 if isinstance(error, FloatingPointError) else 2)
+        if not isinstance(error, BrokenPipeError):
+            say(f"egattn {command}: {' '.join(str(error).split())}", error=True)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            silence()
+        _exit(status)
+
+
+def _status(error: Exception, stop: StopRequest) -> int | None:
+    """Exit status for what a user can cause; None for a fault of egattn's own."""
+    if isinstance(error, Preempted):
+        return 128 + signal.Signals[stop.name or "SIGTERM"]
+    if isinstance(error, BrokenPipeError):
+        # Nobody reads the output any more; as if that had ended the process.
+        return 128 + signal.SIGPIPE
+    if isinstance(error, FloatingPointError):
+        return 1
+    if isinstance(error, ValueError | OSError | NotImplementedError | MemoryError):
+        return 2
+    # What JAX says where JAX_PLATFORMS names what is not here.
+    return 2 if "nable to initialize backend" in str(error) else None
 
 
 def quiet() -> None:
@@ -227,21 +259,16 @@ def _train_config(args: Sequence[str]):
     """Parses `egattn train`: preset, data and origin decide what the other defaults are."""
     import tyro
 
-    from egattn.data import load_manifest
     from egattn.train import TrainConfig
-    from egattn.train.initialise import inherited
 
     first = _preset_parser("train")
-    first.add_argument("--data", type=Path, default=TrainConfig.data)
+    first.add_argument("--data", type=Path, default=Path("data/python"))
     first.add_argument("--init-from", "--init_from", type=Path)
     known, rest = first.parse_known_args(args)
-    fields: dict[str, Any] = {}
-    if not {"-h", "--help"} & set(args):
-        manifest = load_manifest(known.data, verify=False)
-        fields = {"vocab_size": manifest.vocab_size, "context_length": manifest.context_length}
-        fields |= inherited(known.init_from) if known.init_from else {}
-    default = TrainConfig.preset_defaults(known.preset, tyro.MISSING, **fields)
-    default = dataclasses.replace(default, data=known.data, init_from=known.init_from)
+    if {"-h", "--help"} & set(args):
+        default = TrainConfig.preset_defaults(known.preset, tyro.MISSING)
+    else:
+        default = TrainConfig.for_data(tyro.MISSING, known.data, known.preset, known.init_from)
     return _parse("train", TrainConfig, rest, default)
 
 

@@ -32,7 +32,7 @@ import tyro
 
 from egattn import cli
 from egattn.data import load_manifest
-from egattn.train import Preempted
+from egattn.run import Preempted
 from experiments.result import append, locked, read, results
 from experiments.study import VOCAB_SIZE, Training, every_run, load
 

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from egattn.train.checkpoints import Checkpoints
 
+from egattn._config import to_json
 from egattn.convert import ConvertConfig, convert
 from egattn.model import Decoder
 from egattn.model.linear import SPECTRAL
 from egattn.sharding import make_mesh
 from egattn.train import TrainConfig, TrainState
-from egattn.train.checkpoints import Checkpoints
-from egattn.train.config import to_json
-from egattn.train.evaluate import load_state, read_run
+from egattn.train.evaluate import load_state
 from egattn.train.step import init_state
 
 
@@ -36,7 +36,7 @@ def back(run: Path, name: str = "back") -> Path:
 
 def apply(run: Path, tokens: np.ndarray):
     """Logits and entropies of a run's decoder."""
-    config = read_run(run)
+    config = TrainConfig.read(run)
     state = load_state(config, one_device())
     # One layer to compile instead of all.
     model = dataclasses.replace(config.model, implementation="reference", scan_layers=True)

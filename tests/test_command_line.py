@@ -177,14 +177,14 @@ class TestEvaluate:
         """Every validation window once: mean nats and bits per byte from the logits themselves."""
         import jax
         import jax.numpy as jnp
+        from egattn.train.checkpoints import Checkpoints
 
         from egattn import Decoder
         from egattn.data import evaluation_batches, load_manifest, token_bytes
         from egattn.sharding import make_mesh
-        from egattn.train.checkpoints import Checkpoints
-        from egattn.train.evaluate import read_run
+        from egattn.train.config import TrainConfig
 
-        config = read_run(finished)
+        config = TrainConfig.read(finished)
         with Checkpoints(config, make_mesh(), read_only=True) as checkpoints:
             state = checkpoints.restore(8)
         manifest = load_manifest(data)

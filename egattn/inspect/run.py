@@ -12,9 +12,8 @@ from egattn.inspect.parameters import counts, learned, table
 from egattn.report.runs import load_runs
 from egattn.report.summary import compare, range_counts
 from egattn.run.integrity import check_intact, is_sealed, newest_intact, saved_steps
+from egattn.run.lines import to_json
 from egattn.train.config import TrainConfig
-from egattn.train.evaluate import read_run
-from egattn.train.records import to_json
 from egattn.train.variables import describe_variables, read_variables
 
 
@@ -34,7 +33,7 @@ def inspect_run(path: Path, step: int | None, shapes: bool, verify: bool) -> dic
       FileNotFoundError: If the checkpoint asked for is not there or not intact.
       ValueError: If the config or the records are not those of a run.
     """
-    run = read_run(path)
+    run = TrainConfig.read(path)
     saved = _checkpoints(run, shapes)
     step = saved["newest"] if step is None else _check(run, saved, step, shapes)
     tokens = None if step is None else step * run.batch_size * run.model.context_length

@@ -1,11 +1,21 @@
-"""Several processes, one program: joining the other hosts of a job."""
+"""Several processes, one program: joining the other hosts of a job, and agreeing with them."""
 
 import contextlib
 import dataclasses
+import importlib.metadata
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from egattn._config import LOCAL, shared_values
+from egattn.run.signals import StopRequest, say
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +28,7 @@ class DistributedConfig:
     """Address and port of process 0, where the environment does not tell."""
     num_processes: int | None = None
     """Processes of the job, where the environment does not tell."""
-    process_id: int | None = None
+    process_id: int | None = dataclasses.field(default=None, metadata=LOCAL)
     """This process, from 0 on, where the environment does not tell."""
     join_timeout: int = 300
     """Seconds to wait for all processes to join."""
@@ -42,17 +52,22 @@ class DistributedConfig:
                 raise ValueError(f"distributed {name} must be positive, got {getattr(self, name)}")
 
 
-def join(config: DistributedConfig) -> None:
+def join(config: DistributedConfig, stop: StopRequest) -> None:
     """Joins the other processes, unless this one is alone or has joined; before anything else.
 
     Raises:
       ValueError: If the environment does not tell who they are.
     """
     wanted = config.enabled or config.coordinator is not None
-    if not wanted or jax.distributed.is_initialized():
-        return
+    if wanted and not jax.distributed.is_initialized():
+        _join(config)
+    if jax.process_count() > 1:
+        stop.share()
+
+
+def _join(config: DistributedConfig) -> None:
     # JAX ends a process that waits in vain, with a message that does not say what it waited for.
-    print(f"joining the other processes, for at most {config.join_timeout} s", flush=True)
+    say(f"joining the other processes, for at most {config.join_timeout} s")
     try:
         jax.distributed.initialize(
             config.coordinator,
@@ -82,6 +97,79 @@ def together(config: DistributedConfig) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         limit = config.heartbeat_timeout
-        print(f"lost another process ({reason}); its name follows within {limit} s", flush=True)
+        say(f"lost another process ({reason}); its name follows within {limit} s")
         time.sleep(limit + 10)
         raise ConnectionError(f"lost another process: {reason}") from error
+
+
+def agreed(make: Callable[[], _T], config: Callable[[_T], Any]) -> _T:
+    """Makes the same thing on all processes, or fails on all of them.
+
+    Where one cannot make it, or the configs differ, the others would wait for it in vain, or go on
+    with numbers of two runs.
+
+    Args:
+      make: Makes it; may raise ValueError or OSError.
+      config: Tells its config, a dataclass; fields marked as local may differ.
+
+    Returns:
+      What `make` returned.
+
+    Raises:
+      ValueError: If another process failed, or configs or versions differ: names each field.
+    """
+    if jax.process_count() == 1:
+        return make()
+    failure: ValueError | OSError | None = None
+    try:
+        made = make()
+        told = {name: str(value) for name, value in shared_values(config(made))}
+        told |= {f"{name}'s version": importlib.metadata.version(name) for name in ("jax", "flax")}
+    except (ValueError, OSError) as error:
+        failure, told = error, {"error": str(error)}
+    everybody = _gather(told)
+    if failure is not None:
+        raise failure
+    failed = [f"process {i}: {t['error']}" for i, t in enumerate(everybody) if "error" in t]
+    if failed:
+        raise ValueError(f"another process failed: {'; '.join(failed)}")
+    lines = _differences(everybody)
+    if lines:
+        raise ValueError(f"the processes differ: {'; '.join(lines)}")
+    return made  # pyright: ignore[reportPossiblyUnboundVariable] - bound unless there was a failure
+
+
+def _gather(told: dict[str, str]) -> list[dict[str, str]]:
+    """What each process tells, in their order."""
+    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: text.size] = text
+    rows = np.asarray(multihost_utils.process_allgather(padded)).astype(np.uint8)
+    return [json.loads(row[:n].tobytes()) for row, n in zip(rows, sizes, strict=True)]
+
+
+def _differences(everybody: list[dict[str, str]]) -> list[str]:
+    lines = []
+    for name in dict.fromkeys(name for told in everybody for name in told):
+        values = [told.get(name) for told in everybody]
+        if len(set(values)) > 1:
+            each = ", ".join(f"{value} (process {i})" for i, value in enumerate(values))
+            lines.append(f"{name}: {each}")
+    return lines
+
+
+def barrier(name: str) -> None:
+    """Waits for all processes to come to the same place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def stops(stop: StopRequest, step: int) -> bool:
+    """Whether to stop after this step; the same on all processes."""
+    if jax.process_count() == 1:
+        return stop.name is not None
+    if not multihost_utils.reached_preemption_sync_point(step):
+        return False
+    stop.name = stop.name or "SIGTERM"
+    return True

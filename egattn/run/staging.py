@@ -1,12 +1,13 @@
 """A directory that appears complete or not at all."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+
+from egattn.run.lock import locked
+from egattn.run.signals import active
 
 _LOCK_NAME = ".lock"
 
@@ -15,9 +16,8 @@ _LOCK_NAME = ".lock"
 def staged_directory(target: Path) -> Iterator[Path]:
     """Gives an empty sibling of `target` to fill, and renames it to `target` at the end.
 
-    An error removes the sibling; a killed process leaves it, under a name that nobody takes for
-    `target`, and the next run empties it. The lock that tells the leftovers of a dead process from
-    the work of a live one is released by the operating system, however the process ends.
+    An error or a signal removes the sibling; a killed process leaves it, under a name that nobody
+    takes for `target`, and the next run empties it.
 
     Args:
         target: The directory to make, which must not exist or be empty.
@@ -27,31 +27,21 @@ def staged_directory(target: Path) -> Iterator[Path]:
 
     Raises:
         OSError: The directory cannot be written, or another process is making it.
+        Preempted: A signal came.
     """
     staging = target.parent / f".{target.name}.partial"
-    staging.mkdir(parents=True, exist_ok=True)
-    with (staging / _LOCK_NAME).open("w") as lock:
-        _acquire(lock, staging, target)
+    with locked(staging / _LOCK_NAME) as free:
+        if not free:
+            raise BlockingIOError(f"{target} is being prepared by another process; wait for it")
         try:
-            _clear(staging)
-            yield staging
-            os.replace(staging, target)
+            with active().waiting():
+                _clear(staging)
+                yield staging
+                os.replace(staging, target)
         except BaseException:
-            shutil.rmtree(staging)
+            shutil.rmtree(staging, ignore_errors=True)
             raise
         (target / _LOCK_NAME).unlink()
-
-
-def _acquire(lock: IO[str], staging: Path, target: Path) -> None:
-    message = f"{target} is being prepared by another process; wait for it to end"
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BlockingIOError(message) from None
-    # The process that held the lock may have renamed or removed the directory since it was opened.
-    path = staging / _LOCK_NAME
-    if not path.exists() or path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
-        raise BlockingIOError(message)
 
 
 def _clear(staging: Path) -> None:

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from egattn.train.checkpoints import Checkpoints
 
 from egattn.model import DecoderConfig
 from egattn.run.integrity import is_sealed, seal
 from egattn.sharding import make_mesh
 from egattn.train import TrainConfig, checkpoints
-from egattn.train.checkpoints import Checkpoints
 from egattn.train.step import init_state
 
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from egattn.train.checkpoints import Checkpoints
 
 from egattn.data import batches, load_manifest
 from egattn.sharding import make_mesh
 from egattn.train import step as step_module
-from egattn.train.checkpoints import Checkpoints
-from egattn.train.evaluate import read_run
+from egattn.train.config import TrainConfig
 from tests.training import EREG, egattn, numbers, records
 
 TRAIN = f"train {{0}} --data {{1}} {EREG} --checkpoint-every 1 --keep-checkpoints 9"
@@ -40,7 +40,7 @@ def notes(run) -> list[dict]:
 
 
 def state(run, step: int):
-    with Checkpoints(read_run(run), make_mesh(), read_only=True) as checkpoints:
+    with Checkpoints(TrainConfig.read(run), make_mesh(), read_only=True) as checkpoints:
         return jax.device_get(checkpoints.restore(step))
 
 
