@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from egattn.train.checkpoints import Checkpoints
 
 from egattn._config import to_json
 from egattn.convert import ConvertConfig, convert
 from egattn.model import Decoder
 from egattn.model.linear import SPECTRAL
+from egattn.run import RunDirectory
+from egattn.run.checkpoints import Saver
 from egattn.sharding import make_mesh
 from egattn.train import TrainConfig, TrainState
 from egattn.train.evaluate import load_state
@@ -64,6 +65,6 @@ def make_run(
     params, spectral = jax.tree.map(
         lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), (state.params, state.spectral)
     )
-    with Checkpoints(config, one_device()) as checkpoints:
-        checkpoints.save(1, TrainState(state.step + 1, params, spectral, state.opt_state))
+    with Saver(RunDirectory(directory), keep=1) as saver:
+        saver.save(1, TrainState(state.step + 1, params, spectral, state.opt_state), {})
     return config

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from egattn.run.checkpoints import laid_out as laid_out
     from egattn.run.checkpoints import restore as restore
+    from egattn.run.config import RUNTIME as RUNTIME
     from egattn.run.config import RunConfig as RunConfig
     from egattn.run.directory import RunDirectory as RunDirectory
     from egattn.run.execution import execute as execute
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Describe": "task",
     "Preempted": "signals",
+    "RUNTIME": "config",
     "RunConfig": "config",
     "RunDirectory": "directory",
     "Task": "task",

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -120,7 +120,7 @@ def agreed(make: Callable[[], _T], config: Callable[[_T], Any]) -> _T:
     """
     if jax.process_count() == 1:
         return make()
-    failure: ValueError | OSError | None = None
+    made, failure = None, None
     try:
         made = make()
         told = {name: str(value) for name, value in shared_values(config(made))}
@@ -136,7 +136,7 @@ def agreed(make: Callable[[], _T], config: Callable[[_T], Any]) -> _T:
     lines = _differences(everybody)
     if lines:
         raise ValueError(f"the processes differ: {'; '.join(lines)}")
-    return made  # pyright: ignore[reportPossiblyUnboundVariable] - bound unless there was a failure
+    return cast(_T, made)
 
 
 def _gather(told: dict[str, str]) -> list[dict[str, str]]:

@@ -51,14 +51,6 @@ class PenaltyConfig:
             raise ValueError(f"penalty warmup must lie in [0, 1], got {self.warmup}")
 
 
-# What a run takes from the one it starts from where it is not told otherwise: all that fixes the
-# shapes of what can be taken; what a preset decides is not among them.
-_INHERITED = (
-    *("num_layers", "num_heads", "num_kv_heads", "embed_dim", "hidden_dim"),
-    *("biases", "tie_embeddings"),
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(RunConfig):
     """A training run of a decoder."""
@@ -142,8 +134,7 @@ class TrainConfig(RunConfig):
         manifest = load_manifest(local_path(data), verify=False)
         sizes = {"vocab_size": manifest.vocab_size, "context_length": manifest.context_length}
         if init_from is not None:
-            origin = cls.read(init_from).model
-            sizes |= {name: getattr(origin, name) for name in _INHERITED}
+            sizes |= inherited(init_from)
         config = cls.preset_defaults(preset, run, **sizes)
         return dataclasses.replace(config, data=data, init_from=init_from)
 
@@ -160,3 +151,20 @@ class TrainConfig(RunConfig):
             f"; the number of steps is part of the schedule: to train on from its weights use "
             f"another directory and --init-from {self.run}"
         )
+
+
+# All that fixes the shapes of what can be taken; what a preset decides is not among them.
+_INHERITED = (
+    *("num_layers", "num_heads", "num_kv_heads", "embed_dim", "hidden_dim"),
+    *("biases", "tie_embeddings"),
+)
+
+
+def inherited(directory: Path) -> dict[str, Any]:
+    """Fields of the model's config that a run from another one's weights has unless told otherwise.
+
+    Raises:
+      FileNotFoundError: If it is not a run directory.
+    """
+    model = TrainConfig.read(directory).model
+    return {name: getattr(model, name) for name in _INHERITED}

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from egattn.train.checkpoints import Checkpoints
 
 from egattn.convert import ConvertConfig, convert
 from egattn.model import PRESETS, Decoder, DecoderConfig
 from egattn.model.layers import shapes, stack, unstack
+from egattn.run import RunDirectory
+from egattn.run.checkpoints import Saver
 from egattn.train import EvaluateConfig, TrainConfig, evaluate
 from egattn.train.evaluate import load_state
 from tests import hugging_face
@@ -89,8 +90,8 @@ def test_changed_weights_are_not_rounded_to_the_type_they_came_with(tmp_path):
     state = load_state(config, one_device())
     shutil.rmtree(run / "checkpoints")
     params = jax.tree.map(lambda x: x + np.float32(1e-6), state.params)
-    with Checkpoints(config, one_device()) as checkpoints:
-        checkpoints.save(0, dataclasses.replace(state, params=params))
+    with Saver(RunDirectory(run), keep=1) as saver:
+        saver.save(0, dataclasses.replace(state, params=params), {})
     config, tensors = read(back(run))
     assert config == CONFIG | {"dtype": "float32"}
     wanted = narrow["transformer.ln_f.weight"].astype(np.float32) + np.float32(1e-6)

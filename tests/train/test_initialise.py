@@ -15,8 +15,9 @@ from egattn.model.layers import unstack
 from egattn.model.linear import SPECTRAL
 from egattn.sharding import make_mesh, state_sharding
 from egattn.train import TrainConfig, TrainState
+from egattn.train.config import inherited
 from egattn.train.evaluate import load_state
-from egattn.train.initialise import Report, check_origin, inherited, initialise
+from egattn.train.initialise import Report, check_origin, initialise
 from egattn.train.step import init_state
 from tests.converted_runs import apply, make_run, one_device, to_run
 from tests.hugging_face import CONFIG, TOKENS, gpt2, write, write_tokenizer
