@@ -7,15 +7,13 @@ import io
 import itertools
 import json
 import logging
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from egattn._spelling import unknown
-from egattn.run.signals import Preempted, StopRequest, say, silence
+from egattn.run.signals import Preempted
 
 
 def prepare(args: Sequence[str]) -> None:
@@ -189,70 +187,24 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line; what a user can cause is one line and a status, see `_status`."""
-    stop = StopRequest().__enter__()
-    try:
-        _run(list(sys.argv[1:] if argv is None else argv), stop)
-    finally:
-        # A process that is a command listens until it ends.
-        if argv is not None:
-            stop.__exit__()
-
-
-def _run(args: list[str], stop: StopRequest) -> None:
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: egattn COMMAND [OPTIONS]; egattn COMMAND --help lists the options\n")
-        print("\n".join(f"  {name:10s} {run.__doc__}" for name, run in _COMMANDS.items()))
-        return
-    command, *rest = args
-    quiet()
-    try:
-        if command not in _COMMANDS:
-            raise ValueError(unknown("command", command, _COMMANDS))
-        _COMMANDS[command](rest)
-        sys.stdout.flush()
-    except Exception as error:
-        status = _status(error, stop)
-        if status is None or os.environ.get("EGATTN_TRACEBACK"):
-            raise
-        if not isinstance(error, BrokenPipeError):
-            say(f"egattn {command}: {' '.join(str(error).split())}", error=True)
-        try:
-            sys.stdout.flush()
-        except OSError:
-            silence()
-        _exit(status)
-
-
-def _status(error: Exception, stop: StopRequest) -> int | None:
-    """Exit status for what a user can cause; None for a fault of egattn's own."""
-    if isinstance(error, Preempted):
-        return 128 + signal.Signals[stop.name or "SIGTERM"]
-    if isinstance(error, BrokenPipeError):
-        # Nobody reads the output any more; as if that had ended the process.
-        return 128 + signal.SIGPIPE
-    if isinstance(error, FloatingPointError):
-        return 1
-    if isinstance(error, ValueError | OSError | NotImplementedError | MemoryError):
-        return 2
-    # What JAX says where JAX_PLATFORMS names what is not here.
-    return 2 if "nable to initialize backend" in str(error) else None
+    """Runs the command line."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    name = " ".join(["egattn", *args[:1]])
+    with command_line(name, ends_process=argv is None):
+        if not args or args[0] in ("-h", "--help"):
+            print("usage: egattn COMMAND [OPTIONS]; egattn COMMAND --help lists the options\n")
+            print("\n".join(f"  {name:10s} {run.__doc__}" for name, run in _COMMANDS.items()))
+            return
+        quiet()
+        if args[0] not in _COMMANDS:
+            raise ValueError(unknown("command", args[0], _COMMANDS))
+        _COMMANDS[args[0]](args[1:])
 
 
 def quiet() -> None:
     """Silences what Orbax says about its defaults and TensorBoard about NaNs, which runs report."""
     for noisy in ("absl", "tensorboardX"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-
-
-def _exit(status: int) -> NoReturn:
-    """Ends the process; at once if it is one of several, for they may be waiting for it."""
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
 
 
 def _train_config(args: Sequence[str]):

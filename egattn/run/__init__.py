@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from egattn.run.checkpoints import laid_out as laid_out
     from egattn.run.checkpoints import restore as restore
+    from egattn.run.command import command_line as command_line
     from egattn.run.config import RUNTIME as RUNTIME
     from egattn.run.config import RunConfig as RunConfig
     from egattn.run.directory import RunDirectory as RunDirectory
@@ -25,6 +26,7 @@ _HOMES = {
     "RunConfig": "config",
     "RunDirectory": "directory",
     "Task": "task",
+    "command_line": "command",
     "execute": "execution",
     "laid_out": "checkpoints",
     "restore": "checkpoints",

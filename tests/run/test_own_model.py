@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "own_model.md"
-OPTIONS = "--steps 60 --log-every 1 --checkpoint-every 7 --evaluate-every 30".split()
+OPTIONS = ["--steps", "60", "--log-every", "1", "--checkpoint-every", "7", "--evaluate-every", "30"]
 
 
 @pytest.fixture(scope="module")
