@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from egattn._spelling import unknown
-from egattn.run.signals import Preempted
+from egattn.run.command import command_line
+from egattn.run.signals import active
 
 
 def prepare(args: Sequence[str]) -> None:
