@@ -26,13 +26,11 @@ def prepare(args: Sequence[str]) -> None:
 
 def train(args: Sequence[str]) -> None:
     """Trains a decoder, or goes on where a run stopped."""
+    # Before the imports take their time: whatever a signal ends from here on, goes on later.
+    active().resumes = True
     from egattn.train import train
 
-    try:
-        train(_train_config(args))
-    except Preempted as stop:
-        # Status 0: for a supervisor this is an end in good order.
-        print(stop)
+    train(_train_config(args))
 
 
 def evaluate(args: Sequence[str]) -> None:
