@@ -14,12 +14,12 @@ import pytest
 
 from egattn import cli
 from egattn.train import TrainConfig
-from experiments import run as runner
-from experiments import studies
-from experiments.result import append, read, results
-from experiments.run import Config, main
-from experiments.study import STUDIES, Rates, Training, every_run, load
-from experiments.tables import PAGE, divergences, filled, table
+from experiments.paper import run as runner
+from experiments.paper import studies
+from experiments.paper.result import append, read, results
+from experiments.paper.run import Config, main
+from experiments.paper.study import STUDIES, Rates, Training, every_run, load
+from experiments.paper.tables import PAGE, divergences, filled, table
 from tests.synthetic_runs import entropies, make_run
 
 ALL = every_run()
@@ -43,9 +43,9 @@ def start(study: str, root: Path, *options: str) -> subprocess.Popen:
     """A runner in a process of its own, with one device; what it compiles need not be fast."""
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     variables = {"PYTHONUNBUFFERED": "1", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": quick}
-    command = [sys.executable, "-m", "experiments.run", study, "--smoke", "--root", str(root)]
+    command = [sys.executable, "-m", "experiments.paper", "run", study, "--smoke"]
     return subprocess.Popen(
-        [*command, *options],
+        [*command, "--root", str(root), *options],
         cwd=Path(__file__).parents[2],
         env=os.environ | variables,
         stdout=subprocess.PIPE,

@@ -1,9 +1,9 @@
 """Trains what a study consists of, as far as it is not done, and writes down what came out.
 
-    python -m experiments.run nonlinearity
-    python -m experiments.run all --minutes 25
-    python -m experiments.run normalization --match 100M
-    python -m experiments.run nonlinearity --smoke
+    python -m experiments.paper run nonlinearity
+    python -m experiments.paper run all --minutes 25
+    python -m experiments.paper run normalization --match 100M
+    python -m experiments.paper run nonlinearity --smoke
 
 What the results hold is not trained again; what was stopped goes on from its checkpoint. With
 several GPUs start a runner on each (CUDA_VISIBLE_DEVICES=0, 1, ...): they share out the runs. Two
@@ -33,8 +33,8 @@ import tyro
 from egattn import cli
 from egattn.data import load_manifest
 from egattn.train import Preempted
-from experiments.result import append, locked, read, results
-from experiments.study import VOCAB_SIZE, Training, every_run, load
+from experiments.paper.result import append, locked, read, results
+from experiments.paper.study import VOCAB_SIZE, Training, every_run, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Config:
     """Everything at toy size, to see that it works; below `root`/smoke."""
     root: Path = Path("runs/studies")
     """Directory of data and run directories."""
-    results: Path = Path("experiments/results/studies.jsonl")
+    results: Path = Path("experiments/paper/results/studies.jsonl")
     """File with one line per finished run."""
     runners_per_device: int = 1
     """How many such commands share a device; results with more than one tell no speed."""
@@ -197,11 +197,3 @@ def _stopped_at(end: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Config, description=__doc__)) != 0)
-    except ValueError as error:
-        print(f"experiments.run: {error}", file=sys.stderr)
-        sys.exit(2)

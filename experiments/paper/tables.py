@@ -1,7 +1,7 @@
 """The results of the studies as tables, beside the paper's.
 
-    python -m experiments.tables                    prints them
-    python -m experiments.tables --write            puts them into docs/results.md
+    python -m experiments.paper tables              prints them
+    python -m experiments.paper tables --write      puts them into docs/results.md
 
 A difference is in percent of the perplexity of a study's first net with as many layers, positions
 and tokens, seed by seed; a spread is the standard deviation over seeds; heads are high whose
@@ -16,13 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from benchmarks.table import markdown
 from egattn.report.runs import uniform_entropy
-from experiments.result import results
-from experiments.run import Config as RunConfig
-from experiments.study import MILLION, STUDIES, Training, every_run, load
+from experiments.paper.result import results
+from experiments.paper.run import Config as RunConfig
+from experiments.paper.study import MILLION, STUDIES, Training, every_run, load
 
 # By the options of the training, see `results`.
 Lines = dict[tuple[str, ...], dict[str, Any]]
@@ -192,7 +190,3 @@ def main(config: Config) -> None:
     for name in STUDIES:
         print(f"{name}\n\n{table(load(name), lines)}")
     print(f"divergences\n\n{divergences(every_run(), lines)}")
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))

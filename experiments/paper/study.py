@@ -139,7 +139,7 @@ def load(name: str) -> tuple[Training, ...]:
     """
     if name not in STUDIES:
         raise ValueError(f"no study {name!r}; there are {', '.join(STUDIES)} and all")
-    return importlib.import_module(f"experiments.studies.{name}").RUNS
+    return importlib.import_module(f"experiments.paper.studies.{name}").RUNS
 
 
 def every_run() -> list[Training]:

@@ -1,6 +1,6 @@
 """Longer contexts: T = 256 (the paper's Table 7), T = 512 at budgets 1 : 2 : 4 (its Table 4).
 
-    python -m experiments.run context
+    python -m experiments.paper run context
 
 The paper's T = 512 is on another text (Languini, 1.2, 2.4 and 4.8 billion tokens). The penalty's
 weight, which is per position here, stays that of T = 128. An H100, two runners: about 20 minutes.
@@ -8,7 +8,7 @@ Expected at T = 512 and 20, 40, 80 M tokens: SM+LN+G 36.5, 13.7, 6.9; SM+ScFuFFN
 divergence; with temperatures and penalty 38.4, 13.4, 9.0.
 """
 
-from experiments.study import MILLION, Training
+from experiments.paper.study import MILLION, Training
 
 _PAPER = {
     # At T = 256, and at T = 512 with one, two and four times the tokens.
