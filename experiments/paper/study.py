@@ -132,16 +132,16 @@ def main_rows(paper: Mapping[str, float | None]) -> tuple[Training, ...]:
 
 
 def load(name: str) -> tuple[Training, ...]:
-    """The runs of a study.
+    """The trainings of a study.
 
     Raises:
       ValueError: If there is no such study.
     """
     if name not in STUDIES:
         raise ValueError(f"no study {name!r}; there are {', '.join(STUDIES)} and all")
-    return importlib.import_module(f"experiments.paper.studies.{name}").RUNS
+    return importlib.import_module(f"experiments.paper.studies.{name}").TRAININGS
 
 
-def every_run() -> list[Training]:
-    """The runs of all studies, once each."""
-    return list(dict.fromkeys(run for name in STUDIES for run in load(name)))
+def every_training() -> list[Training]:
+    """The trainings of all studies, once each."""
+    return list(dict.fromkeys(training for name in STUDIES for training in load(name)))

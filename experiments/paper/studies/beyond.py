@@ -21,7 +21,7 @@ _NETS = {
     f"{_EREG}-excess": (_EREG, "--penalty.kind excess", None),
     f"{_EREG}-head": (_EREG, "--penalty.reduction head", None),
 }
-RUNS = tuple(
+TRAININGS = tuple(
     Training(net, preset, options, seed=seed, paper=paper)
     for seed in (0, 1, 2)
     for net, (preset, options, paper) in _NETS.items()

@@ -17,7 +17,7 @@ _PAPER = {
     "sm_scfuffn": (3.03, 33.77, 30.82, 28.59),
     "ereg_sm_t_scfuffn": (2.92, 31.54, 28.70, 26.55),
 }
-RUNS = tuple(
+TRAININGS = tuple(
     Training(net, net, tokens=tokens * MILLION, context_length=length, paper=_PAPER[net][column])
     for column, (length, tokens) in enumerate(((256, 20), (512, 20), (512, 40), (512, 80)))
     for net in _PAPER

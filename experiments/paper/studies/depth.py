@@ -9,4 +9,4 @@ net with penalty diverges at step 108. The study `lower_rate` has them where all
 from experiments.paper.study import Training
 
 _PAPER = {"sm_ln_g": 2.56, "sm_ln_r": 2.63, "sm_scfuffn": 3.24, "ereg_sm_t_scfuffn": 3.13}
-RUNS = tuple(Training(net, net, num_layers=18, paper=value) for net, value in _PAPER.items())
+TRAININGS = tuple(Training(net, net, num_layers=18, paper=value) for net, value in _PAPER.items())

@@ -10,7 +10,7 @@ and 10.2. ScFFN diverges, and so does t = 0.01 without the penalty.
 from experiments.paper.study import Training, main_rows
 
 _EREG = "ereg_sm_t_scfuffn"
-RUNS = (
+TRAININGS = (
     *main_rows(
         {
             "sm_ln_g": 2.69,

@@ -25,16 +25,16 @@ _PAPER = {
 }
 
 
-def _lower(run: Training) -> Training:
-    return dataclasses.replace(run, net=f"{run.net}-{LOWER.name}", rates=LOWER)
+def _lower(training: Training) -> Training:
+    return dataclasses.replace(training, net=f"{training.net}-{LOWER.name}", rates=LOWER)
 
 
-RUNS = tuple(
-    _lower(run)
-    for run in (
+TRAININGS = tuple(
+    _lower(training)
+    for training in (
         *main_rows(_PAPER),
         *normalization.GROUPS,
-        *(run for run in relu.SLOPES if run.preset == "sm_r"),
-        *depth.RUNS,
+        *(training for training in relu.SLOPES if training.preset == "sm_r"),
+        *depth.TRAININGS,
     )
 )

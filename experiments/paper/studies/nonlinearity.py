@@ -9,6 +9,6 @@ and 21 %; SM and SM+G diverge within a third of the steps.
 
 from experiments.paper.study import main_rows
 
-RUNS = main_rows(
+TRAININGS = main_rows(
     {"sm_ln_g": 2.69, "sm_ln_r": 2.76, "sm_ln": 3.38, "sm_g": 3.20, "sm_r": 2.94, "sm": None}
 )

@@ -21,7 +21,7 @@ GROUPS = tuple(
     for which, net in enumerate(("sm_wnorm", "sm_snorm"))
     for group, (matrices, *paper) in _MATRICES.items()
 )
-RUNS = (
+TRAININGS = (
     *main_rows({"sm_ln_g": 2.69, "sm_wnorm": 3.640, "sm_snorm": 3.624, "sm_scffn": 3.50}),
     *GROUPS,
 )

@@ -17,4 +17,6 @@ _GRID = (
     Rates("1e-3", "0.3", b2="0.95"),
     Rates("3e-4", "0.3", b2="0.95"),
 )
-RUNS = tuple(Training(f"{net}-{rates.name}", net, rates=rates) for net in _NETS for rates in _GRID)
+TRAININGS = tuple(
+    Training(f"{net}-{rates.name}", net, rates=rates) for net in _NETS for rates in _GRID
+)

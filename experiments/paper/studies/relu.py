@@ -17,4 +17,4 @@ SLOPES = tuple(
     for net in ("sm_ln_r", "sm_r")
     for scope in ("model", "layer", "feature")
 )
-RUNS = (*(Training(net, net, paper=value) for net, value in _PAPER.items()), *SLOPES)
+TRAININGS = (*(Training(net, net, paper=value) for net, value in _PAPER.items()), *SLOPES)

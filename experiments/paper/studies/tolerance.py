@@ -9,7 +9,7 @@ spread over seeds is 1.
 
 from experiments.paper.study import Training
 
-RUNS = (
+TRAININGS = (
     Training("sm_t_scfuffn", "sm_t_scfuffn"),
     # Its own is 0.2.
     Training("ereg_sm_t_scfuffn", "ereg_sm_t_scfuffn", paper=3.21),
