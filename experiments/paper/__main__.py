@@ -6,6 +6,7 @@ python -m experiments.paper tables --write
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
@@ -18,9 +19,9 @@ Command = (
 )
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 1 if a training failed, 2 for bad input."""
-    config = tyro.cli(Command, prog="experiments.paper", description=__doc__)
+    config = tyro.cli(Command, args=args, prog="experiments.paper", description=__doc__)
     try:
         if isinstance(config, run.Config):
             return int(run.main(config) != 0)

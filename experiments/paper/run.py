@@ -69,8 +69,7 @@ def main(config: Config) -> int:
     if config.runners_per_device < 1:
         raise ValueError(f"expected at least 1 runner per device, got {config.runners_per_device}")
     if config.smoke:
-        root = config.root / "smoke"
-        config = dataclasses.replace(config, root=root, results=root / "results.jsonl")
+        config = dataclasses.replace(config, root=config.root / "smoke", results=smoke(config.root))
     cli.quiet()
     trainings = every_training() if config.study == "all" else load(config.study)
     trainings = [training for training in trainings if config.match in training.name]
@@ -93,6 +92,11 @@ def main(config: Config) -> int:
     for training in failed:
         print(f"failed: {training.name}", file=sys.stderr)
     return len(failed)
+
+
+def smoke(root: Path) -> Path:
+    """The file of the results at toy size."""
+    return root / "smoke" / "results.jsonl"
 
 
 def _stop(*_: Any) -> None:

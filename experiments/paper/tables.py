@@ -1,7 +1,8 @@
 """The results of the studies as tables, beside the paper's.
 
-    python -m experiments.paper tables              prints them
-    python -m experiments.paper tables --write      puts them into docs/results.md
+    python -m experiments.paper tables                  prints them
+    python -m experiments.paper tables depth --smoke    one, of `run depth --smoke`
+    python -m experiments.paper tables --write          puts them into docs/results.md
 
 A difference is in percent of the perplexity of a study's first net with as many layers, positions
 and tokens, seed by seed; a spread is the standard deviation over seeds; heads are high whose
@@ -16,10 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from benchmarks.table import markdown
 from egattn.report.runs import uniform_entropy
 from experiments.paper.result import results
 from experiments.paper.run import Config as RunConfig
+from experiments.paper.run import smoke
 from experiments.paper.study import MILLION, STUDIES, Training, every_training, load
 
 # By the options of the training, see `results`.
@@ -37,6 +41,12 @@ _NEAR_UNIFORM = 0.75
 class Config:
     """What to show."""
 
+    study: tyro.conf.Positional[str] = "all"
+    """Name of a study, or `all`."""
+    smoke: bool = False
+    """The results at toy size, below `root`/smoke."""
+    root: Path = RunConfig.root
+    """As the runner's."""
     results: Path = RunConfig.results
     """File of results."""
     write: bool = False
@@ -123,7 +133,7 @@ def _measured(members: list[Training], reference: Training, lines: Lines) -> dic
         if "perplexity" in line:
             values.append(line["perplexity"])
             shares.append([100 * n / sum(line["ranges"]) for n in line["ranges"]])
-            high.append(_high(training, line["head_entropy"]))
+            high.append(_high(line["config"]["model.context_length"], line["head_entropy"]))
         if "perplexity" in line and "perplexity" in base:
             pairs.append((line["perplexity"], base["perplexity"]))
     alone = [line for line in found if line["runners_per_device"] == 1]
@@ -140,9 +150,9 @@ def _measured(members: list[Training], reference: Training, lines: Lines) -> dic
     }
 
 
-def _high(training: Training, heads: Sequence[Sequence[float]]) -> float:
+def _high(context_length: int, heads: Sequence[Sequence[float]]) -> float:
     """Percent of the heads that are near uniform attention."""
-    least = _NEAR_UNIFORM * uniform_entropy(training.context_length)
+    least = _NEAR_UNIFORM * uniform_entropy(context_length)
     return 100 * statistics.mean(value > least for layer in heads for value in layer)
 
 
@@ -182,11 +192,28 @@ def filled(page: str, lines: Lines) -> str:
 
 
 def main(config: Config) -> None:
-    """Prints the tables, or writes them."""
-    lines = results(config.results)
+    """Prints the tables, or writes them.
+
+    Raises:
+      ValueError: If there is no such study, a line is not one of a result, or there is no place in
+        the page for what is to be written.
+    """
+    if config.write and (config.smoke or config.study != "all"):
+        raise ValueError("--write is for the tables of all studies at full size")
+    lines = results(smoke(config.root) if config.smoke else config.results)
+    if config.smoke:
+        lines = _by_full_size(lines)
     if config.write:
         PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), lines), encoding="utf-8")
         return
-    for name in STUDIES:
+    studies = STUDIES if config.study == "all" else (config.study,)
+    for name in studies:
         print(f"{name}\n\n{table(load(name), lines)}")
-    print(f"divergences\n\n{divergences(every_training(), lines)}")
+    shown = [training for name in studies for training in load(name)]
+    print(f"divergences\n\n{divergences(shown, lines)}")
+
+
+def _by_full_size(lines: Lines) -> Lines:
+    """Results at toy size by the options that their trainings have at full size."""
+    found = {tuple(t.words()): lines.get(tuple(t.smoke_words())) for t in every_training()}
+    return {words: line for words, line in found.items() if line is not None}

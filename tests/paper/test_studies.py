@@ -255,7 +255,7 @@ def result(net: str, seed: int, perplexity: float | None, **fields) -> dict:
     line: dict = {"words": words, "tokens_per_second": 500_000, "mfu": 0.45}
     line |= {"diverged": None, "ranges": [1, 0, 0, 3], "runners_per_device": 1}
     # Uniform attention over 128 positions has 3.878 nats, three quarters of which are 2.909.
-    line |= {"head_entropy": [[0.1, 2.90], [2.92, 3.8]]}
+    line |= {"head_entropy": [[0.1, 2.90], [2.92, 3.8]], "config": {"model.context_length": 128}}
     line |= {} if perplexity is None else {"perplexity": perplexity}
     return {tuple(words): line | fields}
 
