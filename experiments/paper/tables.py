@@ -24,7 +24,8 @@ from egattn.report.runs import uniform_entropy
 from experiments.paper.result import results
 from experiments.paper.run import Config as RunConfig
 from experiments.paper.run import smoke
-from experiments.paper.study import MILLION, STUDIES, Training, every_training, load
+from experiments.paper.studies import STUDIES, every_training, load
+from experiments.paper.study import MILLION, Training
 
 # By the options of the training, see `results`.
 Lines = dict[tuple[str, ...], dict[str, Any]]

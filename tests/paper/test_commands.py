@@ -8,7 +8,8 @@ from experiments.paper import run as runner
 from experiments.paper.__main__ import main
 from experiments.paper.result import append
 from experiments.paper.run import smoke
-from experiments.paper.study import Training, load
+from experiments.paper.studies import load
+from experiments.paper.study import Training
 
 
 def test_a_study_at_toy_size_as_a_table(tmp_path, capsys):

@@ -18,7 +18,8 @@ from experiments.paper import run as runner
 from experiments.paper import studies
 from experiments.paper.result import append, read, results
 from experiments.paper.run import Config, main
-from experiments.paper.study import STUDIES, Rates, Training, every_training, load
+from experiments.paper.studies import STUDIES, every_training, load
+from experiments.paper.study import Rates, Training
 from experiments.paper.tables import PAGE, divergences, filled, table
 from tests.synthetic_runs import entropies, make_run
 
