@@ -98,11 +98,12 @@ def _targets(tree: ast.Module, package: str) -> Iterator[str]:
             where = [*around, *filter(None, [node.module])]
             yield from (".".join([*where, alias.name]) for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
-            yield from (arg.value for arg in node.args if _is_text(arg))
+            yield from _texts(node.args)
 
 
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def _texts(nodes: list[ast.expr]) -> list[str]:
+    values = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    return [value for value in values if isinstance(value, str)]
 
 
 def unit(name: str) -> str:
@@ -166,8 +167,8 @@ def _private(tree: ast.Module) -> Iterator[str]:
             yield ast.unparse(node)
         # Patches: setattr(module, "_name", ...).
         if isinstance(node, ast.Call) and node.args and _base(node.args[0]) in ours:
-            names = [arg.value for arg in node.args[1:] if _is_text(arg)]
-            yield from (f"{ast.unparse(node.args[0])}.{x}" for x in names if _hidden(x))
+            names = filter(_hidden, _texts(node.args[1:]))
+            yield from (f"{ast.unparse(node.args[0])}.{name}" for name in names)
 
 
 def _hidden(name: str) -> bool:
