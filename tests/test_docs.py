@@ -21,6 +21,7 @@ DOCS = ROOT / "docs"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
     *sorted(DOCS.rglob("*.md")),
+    *sorted((ROOT / "experiments").glob("*/README.md")),
 ]
 _OPERATORS = ("&", "&&", "|", "||", ">")
 REFERENCE = sorted((DOCS / "api").glob("*.md"))

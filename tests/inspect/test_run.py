@@ -382,8 +382,7 @@ def test_bad_input(tmp_path, capsys, files, options, message):
 
 def test_missing_step(finished, capsys):
     for option in ("", " --shapes"):
-        command = f"inspect {finished} --step 5{option}"
-        assert_fails(capsys, command, "no checkpoint 5 in")
+        assert_fails(capsys, f"inspect {finished} --step 5{option}", "no checkpoint 5 in")
 
 
 def test_leaves_accelerators_alone(finished):

@@ -14,25 +14,26 @@ import pytest
 
 from egattn import cli
 from egattn.train import TrainConfig
-from experiments import run as runner
-from experiments import studies
-from experiments.result import append, read, results
-from experiments.run import Config, main
-from experiments.study import STUDIES, Rates, Training, every_run, load
-from experiments.tables import PAGE, divergences, filled, table
+from experiments.paper import run as runner
+from experiments.paper import studies
+from experiments.paper.result import append, read, results
+from experiments.paper.run import Config, main
+from experiments.paper.studies import STUDIES, every_training, load
+from experiments.paper.study import Rates, Training
+from experiments.paper.tables import PAGE, divergences, filled, table
 from tests.synthetic_runs import entropies, make_run
 
-ALL = every_run()
+ALL = every_training()
 # What a line of results has at least.
 LINE = {"run": "ä", "words": ["x"], "diverged": None, "runners_per_device": 1}
 
 
 @pytest.fixture
-def two_runs(monkeypatch):
-    """A study of two runs."""
-    runs = (Training("sm_r", "sm_r"), Training("sm", "sm"))
-    monkeypatch.setattr(runner, "load", lambda name: runs)
-    return runs
+def two_trainings(monkeypatch):
+    """A study of two trainings."""
+    trainings = (Training("sm_r", "sm_r"), Training("sm", "sm"))
+    monkeypatch.setattr(runner, "load", lambda name: trainings)
+    return trainings
 
 
 def lines(root: Path) -> list[dict]:
@@ -43,9 +44,9 @@ def start(study: str, root: Path, *options: str) -> subprocess.Popen:
     """A runner in a process of its own, with one device; what it compiles need not be fast."""
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     variables = {"PYTHONUNBUFFERED": "1", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": quick}
-    command = [sys.executable, "-m", "experiments.run", study, "--smoke", "--root", str(root)]
+    command = [sys.executable, "-m", "experiments.paper", "run", study, "--smoke"]
     return subprocess.Popen(
-        [*command, *options],
+        [*command, "--root", str(root), *options],
         cwd=Path(__file__).parents[2],
         env=os.environ | variables,
         stdout=subprocess.PIPE,
@@ -59,12 +60,12 @@ def test_every_study_runs_at_toy_size(tmp_path):
     with start("all", tmp_path) as process:
         output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output
-    distinct = len({tuple(run.smoke_words()) for run in ALL})
-    assert f"{distinct} of {distinct} runs are done" in output
+    distinct = len({tuple(training.smoke_words()) for training in ALL})
+    assert f"{distinct} of {distinct} trainings are done" in output
     done = {tuple(line["words"]): line for line in lines(tmp_path)}
     assert len(done) == len(lines(tmp_path))
-    for run in ALL:
-        line = done[tuple(run.smoke_words())]
+    for training in ALL:
+        line = done[tuple(training.smoke_words())]
         assert line["diverged"] is None
         assert math.isclose(math.log(line["perplexity"]), line["loss"])
         assert line["curve"]["step"] == [1, 2, 3, 4]
@@ -75,22 +76,22 @@ def test_every_study_runs_at_toy_size(tmp_path):
 
 
 def test_full_size_is_what_the_study_says(data):
-    for run in ALL:
-        config = cli._train_config(["run", "--data", str(data), *run.words()])
+    for training in ALL:
+        config = cli._train_config(["run", "--data", str(data), *training.words()])
         model = config.model
-        rates = run.rates or Rates("1e-3", "0.3")
+        rates = training.rates or Rates("1e-3", "0.3")
         optimizer = config.optimizer
         assert (optimizer.learning_rate, optimizer.warmup, optimizer.b2) == tuple(map(float, rates))
-        assert run.tokens <= config.steps * config.batch_size * model.context_length
-        assert config.steps * config.batch_size * model.context_length < run.tokens + 512 * 128
+        assert training.tokens <= config.steps * config.batch_size * model.context_length
+        assert config.steps * config.batch_size * model.context_length < training.tokens + 512 * 128
         assert (model.num_layers, model.context_length, model.embed_dim, model.num_heads) == (
-            *(run.num_layers, run.context_length),
+            *(training.num_layers, training.context_length),
             *(768, 12),
         )
-        assert (config.batch_size, config.accumulation) == (65536 // run.context_length, 4)
-        assert model.layer_kinds.count("none") == run.without_ffn
+        assert (config.batch_size, config.accumulation) == (65536 // training.context_length, 4)
+        assert model.layer_kinds.count("none") == training.without_ffn
         assert (config.penalty.weight > 0) == (
-            run.preset.startswith("ereg") or "penalty.weight" in run.options
+            training.preset.startswith("ereg") or "penalty.weight" in training.options
         )
 
 
@@ -98,30 +99,32 @@ def test_all_studies_are_listed():
     assert {module.name for module in pkgutil.iter_modules(studies.__path__)} == set(STUDIES)
 
 
-def test_a_name_stands_for_one_run():
-    assert len({run.name for run in ALL}) == len(ALL)
-    assert len({tuple(run.words()) for run in ALL if run.rates is None}) == len(
-        [run for run in ALL if run.rates is None]
+def test_a_name_stands_for_one_training():
+    assert len({training.name for training in ALL}) == len(ALL)
+    assert len({tuple(training.words()) for training in ALL if training.rates is None}) == len(
+        [training for training in ALL if training.rates is None]
     )
 
 
-def test_what_is_done_is_not_trained_again(tmp_path, two_runs, monkeypatch, capsys):
+def test_what_is_done_is_not_trained_again(tmp_path, two_trainings, monkeypatch, capsys):
     assert main(Config("two", match="sm-", smoke=True, root=tmp_path)) == 0
-    assert [line["run"] for line in lines(tmp_path)] == [two_runs[1].name]
-    assert "1 of 1 runs are done" in capsys.readouterr().out
+    assert [line["run"] for line in lines(tmp_path)] == [two_trainings[1].name]
+    assert "1 of 1 trainings are done" in capsys.readouterr().out
     assert main(Config("two", smoke=True, root=tmp_path)) == 0
     first = lines(tmp_path)
-    assert [line["run"] for line in first] == [run.name for run in reversed(two_runs)]
+    assert [line["run"] for line in first] == [
+        training.name for training in reversed(two_trainings)
+    ]
     monkeypatch.setattr(cli, "train", None)
     assert main(Config("two", smoke=True, root=tmp_path)) == 0
     assert lines(tmp_path) == first
-    assert "2 of 2 runs are done" in capsys.readouterr().out
+    assert "2 of 2 trainings are done" in capsys.readouterr().out
 
 
 def test_divergence_is_a_result(tmp_path, monkeypatch):
     huge = "--optimizer.learning-rate 1e30 --optimizer.warmup 0"
-    runs = (Training("sm_g", "sm_g", huge), Training("sm_r", "sm_r"))
-    monkeypatch.setattr(runner, "load", lambda name: runs)
+    trainings = (Training("sm_g", "sm_g", huge), Training("sm_r", "sm_r"))
+    monkeypatch.setattr(runner, "load", lambda name: trainings)
     assert main(Config("two", smoke=True, root=tmp_path)) == 0
     bad, good = lines(tmp_path)
     assert bad["diverged"]["step"] == 2
@@ -132,14 +135,14 @@ def test_divergence_is_a_result(tmp_path, monkeypatch):
 
 
 def test_a_failure_does_not_keep_the_others_waiting(tmp_path, monkeypatch, capsys):
-    runs = (Training("broken", "sm_g", "--model.num-headz 2"), Training("sm_r", "sm_r"))
-    monkeypatch.setattr(runner, "load", lambda name: runs)
+    trainings = (Training("broken", "sm_g", "--model.num-headz 2"), Training("sm_r", "sm_r"))
+    monkeypatch.setattr(runner, "load", lambda name: trainings)
     assert main(Config("two", smoke=True, root=tmp_path)) == 1
     assert [line["run"] for line in lines(tmp_path)] == ["sm_r-20M-s0"]
     assert "failed: broken-20M-s0" in capsys.readouterr().err
 
 
-def test_results_of_other_data_are_not_mixed(tmp_path, two_runs):
+def test_results_of_other_data_are_not_mixed(tmp_path, two_trainings):
     (tmp_path / "smoke").mkdir()
     (tmp_path / "smoke" / "results-data-128.json").write_text('{"sha256": "another"}')
     with pytest.raises(ValueError, match="results are of data another, got"):
@@ -148,7 +151,7 @@ def test_results_of_other_data_are_not_mixed(tmp_path, two_runs):
 
 
 def test_a_match_that_finds_nothing(tmp_path):
-    with pytest.raises(ValueError, match="no run of nonlinearity has '-7M' in its name"):
+    with pytest.raises(ValueError, match="no training of nonlinearity has '-7M' in its name"):
         main(Config("nonlinearity", match="-7M", smoke=True, root=tmp_path))
 
 
@@ -236,14 +239,16 @@ def test_stopped_and_shared_out(tmp_path):
             output, _ = process.communicate(timeout=300)
             assert process.returncode == 0, output
     assert sorted(line["run"] for line in lines(tmp_path)) == sorted(
-        run.name for run in load("depth")
+        training.name for training in load("depth")
     )
 
 
 @pytest.mark.parametrize("minutes", [0.0, 1e-3])
-def test_the_time_is_up(tmp_path, two_runs, minutes, capsys):
+def test_the_time_is_up(tmp_path, two_trainings, minutes, capsys):
     assert main(Config("two", smoke=True, root=tmp_path, minutes=minutes)) == 0
-    assert "stopped; the same command continues\n0 of 2 runs are done" in capsys.readouterr().out
+    assert (
+        "stopped; the same command continues\n0 of 2 trainings are done" in capsys.readouterr().out
+    )
 
 
 def result(net: str, seed: int, perplexity: float | None, **fields) -> dict:
@@ -251,16 +256,20 @@ def result(net: str, seed: int, perplexity: float | None, **fields) -> dict:
     line: dict = {"words": words, "tokens_per_second": 500_000, "mfu": 0.45}
     line |= {"diverged": None, "ranges": [1, 0, 0, 3], "runners_per_device": 1}
     # Uniform attention over 128 positions has 3.878 nats, three quarters of which are 2.909.
-    line |= {"head_entropy": [[0.1, 2.90], [2.92, 3.8]]}
+    line |= {"head_entropy": [[0.1, 2.90], [2.92, 3.8]], "config": {"model.context_length": 128}}
     line |= {} if perplexity is None else {"perplexity": perplexity}
     return {tuple(words): line | fields}
 
 
 def test_the_table():
-    runs = [
+    trainings = [
         Training(net, net, seed=s, paper=p) for net, p in (("a", 2.0), ("b", 3.0)) for s in (0, 1)
     ]
-    runs += [Training("c", "c", seed=0), Training("d", "d", seed=0), Training("d", "d", seed=1)]
+    trainings += [
+        Training("c", "c", seed=0),
+        Training("d", "d", seed=0),
+        Training("d", "d", seed=1),
+    ]
     # b is 10 % and 20 % above a: 15 % on average, with a standard deviation of 10 / sqrt 2.
     found = result("a", 0, 10.0) | result("a", 1, 20.0) | result("b", 0, 11.0)
     found |= result(
@@ -274,7 +283,7 @@ def test_the_table():
     found |= result("d", 0, None, diverged=stop, ranges=None) | result("d", 1, 26.0, **slow)
     # Of an older recipe.
     found |= {("--old",): {"net": "a"}}
-    header, _, a, b, c, d = table(runs, found).splitlines()
+    header, _, a, b, c, d = table(trainings, found).splitlines()
     assert header == (
         "| net | seeds | perplexity | Δ % | heads per range, % | high, % | diverged | tokens/s | "
         "MFU | paper | paper Δ % |"
@@ -298,13 +307,13 @@ def test_columns_without_values_are_left_out():
 
 
 def test_what_diverged():
-    runs = [Training(net, net, seed=seed) for net in ("a", "b") for seed in (0, 1)]
+    trainings = [Training(net, net, seed=seed) for net in ("a", "b") for seed in (0, 1)]
     # The same training by another name.
-    runs.append(Training("b-rates", "b", seed=1, rates=Rates("1e-3", "0.3")))
+    trainings.append(Training("b-rates", "b", seed=1, rates=Rates("1e-3", "0.3")))
     stop = {"step": 17, "layers": [], "head_entropy_before": [[3.0, 2.0], [0.5, 0.0]]}
     found = result("a", 0, 9.0) | result("a", 1, 9.5) | result("b", 0, 9.0)
-    assert divergences(runs, found) == "None.\n"
-    assert divergences(runs, found | result("b", 1, None, diverged=stop)).splitlines() == [
+    assert divergences(trainings, found) == "None.\n"
+    assert divergences(trainings, found | result("b", 1, None, diverged=stop)).splitlines() == [
         "| net | seeds | steps | diverged at step | layers, nats |",
         "|---|---|---|---|---|",
         "| `b` | 2 | 306 | 17 | 2.50 0.25 |",

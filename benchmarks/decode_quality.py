@@ -3,7 +3,7 @@
     egattn prepare data/decoding --context-length 256 --validation-fraction 0.01
     egattn train runs/decoding --data data/decoding --model.num-layers 6 --model.num-heads 6 \
       --model.embed-dim 384 --model.dtype bfloat16 --batch-size 128 --steps 1200
-    python -m experiments.decoding runs/decoding --out results
+    python -m benchmarks.decode_quality runs/decoding --out results
 
 Prompts are the beginnings of validation windows, cut where a line ends; the decoder sees no other
 part of the file. Each way gets K paths of T tokens per prompt, but greedy and the single sample,
@@ -58,7 +58,7 @@ class Config:
     batch: int = 50
     """Prompts at once."""
     out: Path | None = None
-    """Directory for decoding.json and decoding.md; default: print only."""
+    """Directory for decode_quality.json and decode_quality.md; default: print only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +199,7 @@ def main(config: Config) -> None:
             }
         )
     print(f"{len(prompts)} prompts of {config.shortest} to {config.longest} tokens")
-    write_table("decoding", config, rows, config.out)
+    write_table("decode_quality", config, rows, config.out)
 
 
 if __name__ == "__main__":

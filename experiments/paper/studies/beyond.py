@@ -1,6 +1,6 @@
 """Beyond the paper: does the gain come from temperatures or from the penalty, and which penalty?
 
-    python -m experiments.run beyond
+    python -m experiments.paper run beyond
 
 Fused nets with and without either one, at the same rates and budget, three seeds; and penalties
 with a ceiling per row (log of the keys that it sees), with the excess over the margin only, and of
@@ -9,7 +9,7 @@ against SM+ScFuFFN: temperatures -7 ± 3 %, penalty -2 ± 5 %, both -15 ± 4 %, 
 %.
 """
 
-from experiments.study import Training
+from experiments.paper.study import Training
 
 _EREG = "ereg_sm_t_scfuffn"
 _NETS = {
@@ -21,7 +21,7 @@ _NETS = {
     f"{_EREG}-excess": (_EREG, "--penalty.kind excess", None),
     f"{_EREG}-head": (_EREG, "--penalty.reduction head", None),
 }
-RUNS = tuple(
+TRAININGS = tuple(
     Training(net, preset, options, seed=seed, paper=paper)
     for seed in (0, 1, 2)
     for net, (preset, options, paper) in _NETS.items()

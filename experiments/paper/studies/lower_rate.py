@@ -1,6 +1,6 @@
 """Nets that diverge at the shared rates, and those to hold them against, at a lower peak.
 
-    python -m experiments.run lower_rate
+    python -m experiments.paper run lower_rate
 
 The best rates of the study `rates` for SM and weight norm. As in the paper's Tables 2, 3, 5, 6 and
 8. An H100, two runners: about 50 minutes. Expected at 20 M tokens: SM+LN+G 42.9 ± 0.3, weight norm,
@@ -10,8 +10,8 @@ diverges.
 
 import dataclasses
 
-from experiments.studies import depth, normalization, relu
-from experiments.study import LOWER, Training, main_rows
+from experiments.paper.studies import depth, normalization, relu
+from experiments.paper.study import LOWER, Training, main_rows
 
 _PAPER = {
     "sm_ln_g": 2.69,
@@ -25,16 +25,16 @@ _PAPER = {
 }
 
 
-def _lower(run: Training) -> Training:
-    return dataclasses.replace(run, net=f"{run.net}-{LOWER.name}", rates=LOWER)
+def _lower(training: Training) -> Training:
+    return dataclasses.replace(training, net=f"{training.net}-{LOWER.name}", rates=LOWER)
 
 
-RUNS = tuple(
-    _lower(run)
-    for run in (
+TRAININGS = tuple(
+    _lower(training)
+    for training in (
         *main_rows(_PAPER),
         *normalization.GROUPS,
-        *(run for run in relu.SLOPES if run.preset == "sm_r"),
-        *depth.RUNS,
+        *(training for training in relu.SLOPES if training.preset == "sm_r"),
+        *depth.TRAININGS,
     )
 )

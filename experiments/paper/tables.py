@@ -1,11 +1,12 @@
 """The results of the studies as tables, beside the paper's.
 
-    python -m experiments.tables                    prints them
-    python -m experiments.tables --write            puts them into docs/results.md
+    python -m experiments.paper tables                  prints them
+    python -m experiments.paper tables depth --smoke    one, of `run depth --smoke`
+    python -m experiments.paper tables --write          puts them into docs/results.md
 
 A difference is in percent of the perplexity of a study's first net with as many layers, positions
 and tokens, seed by seed; a spread is the standard deviation over seeds; heads are high whose
-entropy is above three quarters of uniform attention's; speeds are of runs that had a device to
+entropy is above three quarters of uniform attention's; speeds are of trainings that had a device to
 themselves.
 """
 
@@ -20,9 +21,11 @@ import tyro
 
 from benchmarks.table import markdown
 from egattn.report.runs import uniform_entropy
-from experiments.result import results
-from experiments.run import Config as RunConfig
-from experiments.study import MILLION, STUDIES, Training, every_run, load
+from experiments.paper.result import results
+from experiments.paper.run import Config as RunConfig
+from experiments.paper.run import smoke
+from experiments.paper.studies import STUDIES, every_training, load
+from experiments.paper.study import MILLION, Training
 
 # By the options of the training, see `results`.
 Lines = dict[tuple[str, ...], dict[str, Any]]
@@ -39,24 +42,30 @@ _NEAR_UNIFORM = 0.75
 class Config:
     """What to show."""
 
+    study: tyro.conf.Positional[str] = "all"
+    """Name of a study, or `all`."""
+    smoke: bool = False
+    """The results at toy size, below `root`/smoke."""
+    root: Path = RunConfig.root
+    """As the runner's."""
     results: Path = RunConfig.results
     """File of results."""
     write: bool = False
     """Write the tables into docs/results.md instead of printing them."""
 
 
-def table(runs: Sequence[Training], lines: Lines) -> str:
+def table(trainings: Sequence[Training], lines: Lines) -> str:
     """A study as Markdown: a row per net and budget, over its seeds; what is not done is absent.
 
     Args:
-      runs: The study.
+      trainings: The study.
       lines: Results by the options of the training; others than today's are passed over.
     """
-    first = {_budget(run): run for run in reversed(runs)}
+    first = {_budget(training): training for training in reversed(trainings)}
     rows = []
-    for (net, *budget), members in _groups(runs, lines).items():
+    for (net, *budget), members in _groups(trainings, lines).items():
         reference = first[tuple(budget)]
-        row = {"net": f"`{net}`", **_budget_columns(runs, members[0]), "seeds": len(members)}
+        row = {"net": f"`{net}`", **_budget_columns(trainings, members[0]), "seeds": len(members)}
         row |= _measured(members, reference, lines)
         ours, base = members[0].paper, reference.paper
         row["paper"] = "" if ours is None else f"{ours:g}"
@@ -69,21 +78,21 @@ def table(runs: Sequence[Training], lines: Lines) -> str:
     return markdown(rows) if rows else "No run yet.\n"
 
 
-def divergences(runs: Sequence[Training], lines: Lines) -> str:
+def divergences(trainings: Sequence[Training], lines: Lines) -> str:
     """The nets that diverged as Markdown: when, and each layer's entropy at the log line before.
 
     Args:
-      runs: Of any studies; what has several names counts once, by the one that names no rates.
+      trainings: Of any studies; what has several names counts once, by the one that names no rates.
       lines: Results by the options of the training.
     """
-    named = sorted(runs, key=lambda run: run.rates is None)
-    runs = list({tuple(run.words()): run for run in named}.values())
+    named = sorted(trainings, key=lambda training: training.rates is None)
+    trainings = list({tuple(training.words()): training for training in named}.values())
     rows = []
-    for members in _groups(runs, lines).values():
-        stops = [lines[tuple(run.words())]["diverged"] for run in members]
+    for members in _groups(trainings, lines).values():
+        stops = [lines[tuple(training.words())]["diverged"] for training in members]
         stops = [stop for stop in stops if stop]
         if stops:
-            row = {"net": f"`{members[0].net}`", **_budget_columns(runs, members[0])}
+            row = {"net": f"`{members[0].net}`", **_budget_columns(trainings, members[0])}
             row |= {"seeds": len(members), "steps": members[0].steps}
             row["diverged at step"] = ", ".join(str(stop["step"]) for stop in stops)
             heads = stops[0]["head_entropy_before"] or ()
@@ -92,40 +101,40 @@ def divergences(runs: Sequence[Training], lines: Lines) -> str:
     return markdown(rows) if rows else "None.\n"
 
 
-def _groups(runs: Sequence[Training], lines: Lines) -> dict[tuple, list[Training]]:
-    """The runs that are done by net and budget, that is, over seeds."""
+def _groups(trainings: Sequence[Training], lines: Lines) -> dict[tuple, list[Training]]:
+    """The trainings that are done by net and budget, that is, over seeds."""
     groups: dict[tuple, list[Training]] = {}
-    for run in runs:
-        if tuple(run.words()) in lines:
-            groups.setdefault((run.net, *_budget(run)), []).append(run)
+    for training in trainings:
+        if tuple(training.words()) in lines:
+            groups.setdefault((training.net, *_budget(training)), []).append(training)
     return groups
 
 
-def _budget(run: Training) -> tuple[int, int, int]:
-    return run.num_layers, run.context_length, run.tokens
+def _budget(training: Training) -> tuple[int, int, int]:
+    return training.num_layers, training.context_length, training.tokens
 
 
-def _budget_columns(runs: Sequence[Training], run: Training) -> dict[str, Any]:
+def _budget_columns(trainings: Sequence[Training], training: Training) -> dict[str, Any]:
     """Layers, positions and tokens, as far as they vary within the study."""
     columns = {"layers": "num_layers", "T": "context_length", "tokens": "tokens"}
     found = {
-        title: getattr(run, name)
+        title: getattr(training, name)
         for title, name in columns.items()
-        if len({getattr(other, name) for other in runs}) > 1
+        if len({getattr(other, name) for other in trainings}) > 1
     }
-    return found | ({"tokens": f"{run.tokens / MILLION:g} M"} if "tokens" in found else {})
+    return found | ({"tokens": f"{training.tokens / MILLION:g} M"} if "tokens" in found else {})
 
 
 def _measured(members: list[Training], reference: Training, lines: Lines) -> dict[str, Any]:
-    found = [lines[tuple(run.words())] for run in members]
+    found = [lines[tuple(training.words())] for training in members]
     stops = [line["diverged"] for line in found if line["diverged"]]
     values, pairs, shares, high = [], [], [], []
-    for run, line in zip(members, found, strict=True):
-        base = lines.get(tuple(dataclasses.replace(reference, seed=run.seed).words()), {})
+    for training, line in zip(members, found, strict=True):
+        base = lines.get(tuple(dataclasses.replace(reference, seed=training.seed).words()), {})
         if "perplexity" in line:
             values.append(line["perplexity"])
             shares.append([100 * n / sum(line["ranges"]) for n in line["ranges"]])
-            high.append(_high(run, line["head_entropy"]))
+            high.append(_high(line["config"]["model.context_length"], line["head_entropy"]))
         if "perplexity" in line and "perplexity" in base:
             pairs.append((line["perplexity"], base["perplexity"]))
     alone = [line for line in found if line["runners_per_device"] == 1]
@@ -142,14 +151,14 @@ def _measured(members: list[Training], reference: Training, lines: Lines) -> dic
     }
 
 
-def _high(run: Training, heads: Sequence[Sequence[float]]) -> float:
+def _high(context_length: int, heads: Sequence[Sequence[float]]) -> float:
     """Percent of the heads that are near uniform attention."""
-    least = _NEAR_UNIFORM * uniform_entropy(run.context_length)
+    least = _NEAR_UNIFORM * uniform_entropy(context_length)
     return 100 * statistics.mean(value > least for layer in heads for value in layer)
 
 
 def _stopped(stops: list[dict[str, Any]]) -> str:
-    """Where all of a net's runs diverged."""
+    """Where all of a net's trainings diverged."""
     steps = ", ".join(str(stop["step"]) for stop in stops)
     layers = sorted({layer for stop in stops for layer in stop["layers"]})
     where = f", layers {', '.join(map(str, layers))}" if layers else ""
@@ -174,7 +183,7 @@ def filled(page: str, lines: Lines) -> str:
       ValueError: If the page has no place for one of them.
     """
     contents = {name: table(load(name), lines) for name in STUDIES}
-    contents["divergences"] = divergences(every_run(), lines)
+    contents["divergences"] = divergences(every_training(), lines)
     for name, content in contents.items():
         pattern = _TABLE.format(name)
         page, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], page, flags=re.DOTALL)
@@ -184,15 +193,28 @@ def filled(page: str, lines: Lines) -> str:
 
 
 def main(config: Config) -> None:
-    """Prints the tables, or writes them."""
-    lines = results(config.results)
+    """Prints the tables, or writes them.
+
+    Raises:
+      ValueError: If there is no such study, a line is not one of a result, or there is no place in
+        the page for what is to be written.
+    """
+    if config.write and (config.smoke or config.study != "all"):
+        raise ValueError("--write is for the tables of all studies at full size")
+    lines = results(smoke(config.root) if config.smoke else config.results)
+    if config.smoke:
+        lines = _by_full_size(lines)
     if config.write:
         PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), lines), encoding="utf-8")
         return
-    for name in STUDIES:
+    studies = STUDIES if config.study == "all" else (config.study,)
+    for name in studies:
         print(f"{name}\n\n{table(load(name), lines)}")
-    print(f"divergences\n\n{divergences(every_run(), lines)}")
+    shown = [training for name in studies for training in load(name)]
+    print(f"divergences\n\n{divergences(shown, lines)}")
 
 
-if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+def _by_full_size(lines: Lines) -> Lines:
+    """Results at toy size by the options that their trainings have at full size."""
+    found = {tuple(t.words()): lines.get(tuple(t.smoke_words())) for t in every_training()}
+    return {words: line for words, line in found.items() if line is not None}

@@ -1,16 +1,16 @@
 """Fused layers, temperature and penalty: the paper's Table 3, Figures 5 and 6.
 
-    python -m experiments.run entropy_guided
+    python -m experiments.paper run entropy_guided
 
 An H100, two runners: about 25 minutes. Expected at 20 M tokens (three seeds) and 100 M (one seed):
 SM+ScFuFFN 33.8 ± 1.0 and 10.5, with temperatures 31.4 ± 1.5 and 10.2, with the penalty 28.8 ± 0.9
 and 10.2. ScFFN diverges, and so does t = 0.01 without the penalty.
 """
 
-from experiments.study import Training, main_rows
+from experiments.paper.study import Training, main_rows
 
 _EREG = "ereg_sm_t_scfuffn"
-RUNS = (
+TRAININGS = (
     *main_rows(
         {
             "sm_ln_g": 2.69,

@@ -5,7 +5,6 @@ tokens a step in four parts, GPT-2 small; here in bfloat16 and with a vocabulary
 """
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -37,18 +36,6 @@ class Rates(NamedTuple):
 TOKENS_PER_STEP = 512 * 128
 VOCAB_SIZE = 16384
 MILLION = 1_000_000
-STUDIES = (
-    "rates",
-    "nonlinearity",
-    "normalization",
-    "entropy_guided",
-    "beyond",
-    "tolerance",
-    "relu",
-    "depth",
-    "context",
-    "lower_rate",
-)
 
 # In the study `rates`, of the nets that train at them only SM+R has better ones, by 3 %.
 _RATES = Rates("1e-3", "0.3")
@@ -129,19 +116,3 @@ def main_rows(paper: Mapping[str, float | None]) -> tuple[Training, ...]:
         Training(net, net, seed=seed, paper=x) for seed in (0, 1, 2) for net, x in paper.items()
     ]
     return *short, *(Training(net, net, tokens=100 * MILLION, paper=x) for net, x in paper.items())
-
-
-def load(name: str) -> tuple[Training, ...]:
-    """The runs of a study.
-
-    Raises:
-      ValueError: If there is no such study.
-    """
-    if name not in STUDIES:
-        raise ValueError(f"no study {name!r}; there are {', '.join(STUDIES)} and all")
-    return importlib.import_module(f"experiments.studies.{name}").RUNS
-
-
-def every_run() -> list[Training]:
-    """The runs of all studies, once each."""
-    return list(dict.fromkeys(run for name in STUDIES for run in load(name)))

@@ -1,15 +1,15 @@
 """Trains what a study consists of, as far as it is not done, and writes down what came out.
 
-    python -m experiments.run nonlinearity
-    python -m experiments.run all --minutes 25
-    python -m experiments.run normalization --match 100M
-    python -m experiments.run nonlinearity --smoke
+    python -m experiments.paper run nonlinearity
+    python -m experiments.paper run all --minutes 25
+    python -m experiments.paper run normalization --match 100M
+    python -m experiments.paper run nonlinearity --smoke
 
 What the results hold is not trained again; what was stopped goes on from its checkpoint. With
-several GPUs start a runner on each (CUDA_VISIBLE_DEVICES=0, 1, ...): they share out the runs. Two
-on one GPU (XLA_PYTHON_CLIENT_MEM_FRACTION=0.45) compile while the other one trains. A diverged net
-is a result; a run that fails otherwise is reported at the end, after all others. Checkpoints are
-deleted once the result is written.
+several GPUs start a runner on each (CUDA_VISIBLE_DEVICES=0, 1, ...): they share out the trainings.
+Two on one GPU (XLA_PYTHON_CLIENT_MEM_FRACTION=0.45) compile while the other one trains. A diverged
+net is a result; a training that fails otherwise is reported at the end, after all others.
+Checkpoints are deleted once the result is written.
 """
 
 import dataclasses
@@ -33,8 +33,9 @@ import tyro
 from egattn import cli
 from egattn.data import load_manifest
 from egattn.run import Preempted
-from experiments.result import append, locked, read, results
-from experiments.study import VOCAB_SIZE, Training, every_run, load
+from experiments.paper.result import append, locked, read, results
+from experiments.paper.studies import every_training, load
+from experiments.paper.study import VOCAB_SIZE, Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,55 +45,59 @@ class Config:
     study: tyro.conf.Positional[str]
     """Name of a study, or `all`."""
     match: str = ""
-    """Only runs whose name contains this, such as `-100M-s0`; default: all."""
+    """Only trainings whose name contains this, such as `-100M-s0`; default: all."""
     minutes: float | None = None
     """Stop after so long; the same command continues. Default: no limit."""
     smoke: bool = False
     """Everything at toy size, to see that it works; below `root`/smoke."""
     root: Path = Path("runs/studies")
     """Directory of data and run directories."""
-    results: Path = Path("experiments/results/studies.jsonl")
-    """File with one line per finished run."""
+    results: Path = Path("experiments/paper/results/studies.jsonl")
+    """File with one line per finished training."""
     runners_per_device: int = 1
     """How many such commands share a device; results with more than one tell no speed."""
 
 
 def main(config: Config) -> int:
-    """Runs a study; returns the number of runs that failed.
+    """Trains a study; returns the number of trainings that failed.
 
     Raises:
-      ValueError: If there is no such study or run, a number makes no sense, or the results belong
-        to other data.
+      ValueError: If there is no such study or training, a number makes no sense, or the results
+        belong to other data.
     """
     if config.minutes is not None and not config.minutes >= 0:
         raise ValueError(f"expected minutes of at least 0, got {config.minutes}")
     if config.runners_per_device < 1:
         raise ValueError(f"expected at least 1 runner per device, got {config.runners_per_device}")
     if config.smoke:
-        root = config.root / "smoke"
-        config = dataclasses.replace(config, root=root, results=root / "results.jsonl")
+        config = dataclasses.replace(config, root=config.root / "smoke", results=smoke(config.root))
     cli.quiet()
-    runs = every_run() if config.study == "all" else load(config.study)
-    runs = [run for run in runs if config.match in run.name]
-    if not runs:
-        raise ValueError(f"no run of {config.study} has {config.match!r} in its name")
+    trainings = every_training() if config.study == "all" else load(config.study)
+    trainings = [training for training in trainings if config.match in training.name]
+    if not trainings:
+        raise ValueError(f"no training of {config.study} has {config.match!r} in its name")
     end = time.monotonic() + 60 * (float("inf") if config.minutes is None else config.minutes)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(config.root / "compiled"))
     failed: list[Training] = []
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        _run_all(config, runs, end, failed)
+        _train_all(config, trainings, end, failed)
     except (Preempted, KeyboardInterrupt):
         print("stopped; the same command continues")
     finally:
         signal.signal(signal.SIGTERM, before)
-    # At toy size and in the grid of rates, runs of several names are the same one.
-    wanted = {_words(config, run) for run in runs}
-    print(f"{len(wanted & results(config.results).keys())} of {len(wanted)} runs are done")
-    for run in failed:
-        print(f"failed: {run.name}", file=sys.stderr)
+    # At toy size and in the grid of rates, trainings of several names are the same one.
+    wanted = {_words(config, training) for training in trainings}
+    print(f"{len(wanted & results(config.results).keys())} of {len(wanted)} trainings are done")
+    for training in failed:
+        print(f"failed: {training.name}", file=sys.stderr)
     return len(failed)
+
+
+def smoke(root: Path) -> Path:
+    """The file of the results at toy size."""
+    return root / "smoke" / "results.jsonl"
 
 
 def _stop(*_: Any) -> None:
@@ -100,39 +105,41 @@ def _stop(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _run_all(config: Config, runs: list[Training], end: float, failed: list[Training]) -> None:
+def _train_all(
+    config: Config, trainings: list[Training], end: float, failed: list[Training]
+) -> None:
     """Trains what is not done, one after the other; adds what fails to `failed`."""
     data: dict[int, Path] = {}
-    for run in runs:
+    for training in trainings:
         if time.monotonic() >= end:
             raise Preempted
-        with locked(config.root / "locks" / run.name, wait=False) as free:
+        with locked(config.root / "locks" / training.name, wait=False) as free:
             # Only now: another runner may just have finished it.
-            if not free or _words(config, run) in results(config.results):
+            if not free or _words(config, training) in results(config.results):
                 continue
             # Outside of the guard below: without data nothing runs.
-            length = run.context_length
+            length = training.context_length
             data[length] = data.get(length) or _data(config, length)
             try:
-                _run(config, run, data[length], end)
+                _train(config, training, data[length], end)
             except Preempted:
                 raise
             except Exception:
                 # The others need not wait until this is understood.
                 traceback.print_exc()
-                failed.append(run)
-        # The arrays of a finished run would stay on the device.
+                failed.append(training)
+        # The arrays of a finished training would stay on the device.
         gc.collect()
 
 
-def _run(config: Config, run: Training, data: Path, end: float) -> None:
-    """Trains one run and writes its result down.
+def _train(config: Config, training: Training, data: Path, end: float) -> None:
+    """Trains and writes the result down.
 
     Raises:
       Preempted: If it was stopped on the way.
     """
-    directory = config.root / "runs" / run.name
-    words = list(_words(config, run))
+    directory = config.root / "runs" / training.name
+    words = list(_words(config, training))
     print(f"\n$ egattn train {directory} --data {data} {' '.join(words)}", flush=True)
     with _stopped_at(end):
         try:
@@ -143,12 +150,12 @@ def _run(config: Config, run: Training, data: Path, end: float) -> None:
     if line is None:
         raise Preempted
     shared = {"runners_per_device": config.runners_per_device}
-    append(config.results, {"run": run.name, "words": words, **shared, **line})
+    append(config.results, {"run": training.name, "words": words, **shared, **line})
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
-def _words(config: Config, run: Training) -> tuple[str, ...]:
-    return tuple(run.smoke_words() if config.smoke else run.words())
+def _words(config: Config, training: Training) -> tuple[str, ...]:
+    return tuple(training.smoke_words() if config.smoke else training.words())
 
 
 def _data(config: Config, context_length: int) -> Path:
@@ -197,11 +204,3 @@ def _stopped_at(end: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Config, description=__doc__)) != 0)
-    except ValueError as error:
-        print(f"experiments.run: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -66,7 +66,7 @@ def results(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
                 raise ValueError
             found[tuple(line["words"])] = line
         except (ValueError, TypeError, AttributeError):
-            raise ValueError(f"{path} line {number}: expected the result of a run") from None
+            raise ValueError(f"{path} line {number}: expected the result of a training") from None
     return found
 
 
