@@ -4,13 +4,13 @@ python -m experiments.paper run nonlinearity
 python -m experiments.paper tables --write
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
 
+from egattn.run import command_line
 from experiments.paper import run, tables
 
 Command = (
@@ -20,17 +20,12 @@ Command = (
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 1 if a training failed, 2 for bad input."""
-    config = tyro.cli(Command, args=args, prog="experiments.paper", description=__doc__)
-    try:
+    """Runs a command; returns 1 if a training failed, else 0."""
+    with command_line("experiments.paper", ends_process=args is None):
+        config = tyro.cli(Command, args=args, prog="experiments.paper", description=__doc__)
         if isinstance(config, run.Config):
             return int(run.main(config) != 0)
         tables.main(config)
-    except (ValueError, OSError) as error:
-        if os.environ.get("EGATTN_TRACEBACK"):
-            raise
-        print(f"experiments.paper: {error}", file=sys.stderr)
-        return 2
     return 0
 
 

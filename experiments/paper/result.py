@@ -1,10 +1,7 @@
 """A finished training as one line of JSON, and the file that holds those lines."""
 
-import contextlib
-import fcntl
 import json
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from egattn.report.runs import Run, load_runs
 from egattn.report.summary import range_counts
 from egattn.run import RunDirectory
 from egattn.run.lines import append_line, read_lines
+from egattn.run.lock import locked
 from egattn.train.config import TrainConfig
 from egattn.train.flops import utilisation
 
@@ -29,24 +27,11 @@ _POINTS = 40
 _MOST = 1000
 
 
-@contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock file, made if missing; whether it does, which without waiting may be not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def append(path: Path, line: dict[str, Any]) -> None:
     """Adds a line to the results; several runners may do so at once."""
-    with locked(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock"), wait=True):
         kept = _complete(path)
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("ab") as file:
             # A line that a kill has torn is none.
             file.truncate(len(kept.encode()))
             append_line(file, line)

@@ -25,7 +25,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 import tyro
@@ -33,7 +32,10 @@ import tyro
 from egattn import cli
 from egattn.data import load_manifest
 from egattn.run import Preempted
-from experiments.paper.result import append, locked, read, results
+from egattn.run.lines import replaced
+from egattn.run.lock import locked
+from egattn.run.signals import listening
+from experiments.paper.result import append, read, results
 from experiments.paper.studies import every_training, load
 from experiments.paper.study import VOCAB_SIZE, Training
 
@@ -80,13 +82,12 @@ def main(config: Config) -> int:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(config.root / "compiled"))
     failed: list[Training] = []
-    before = signal.signal(signal.SIGTERM, _stop)
     try:
-        _train_all(config, trainings, end, failed)
-    except (Preempted, KeyboardInterrupt):
+        # A signal ends the training under way, and leaves time to say how far all have come.
+        with listening() as stop, stop.keeping():
+            _train_all(config, trainings, end, failed)
+    except Preempted:
         print("stopped; the same command continues")
-    finally:
-        signal.signal(signal.SIGTERM, before)
     # At toy size and in the grid of rates, trainings of several names are the same one.
     wanted = {_words(config, training) for training in trainings}
     print(f"{len(wanted & results(config.results).keys())} of {len(wanted)} trainings are done")
@@ -100,11 +101,6 @@ def smoke(root: Path) -> Path:
     return root / "smoke" / "results.jsonl"
 
 
-def _stop(*_: Any) -> None:
-    # Not Preempted, which is for trainings to raise.
-    raise KeyboardInterrupt
-
-
 def _train_all(
     config: Config, trainings: list[Training], end: float, failed: list[Training]
 ) -> None:
@@ -113,7 +109,7 @@ def _train_all(
     for training in trainings:
         if time.monotonic() >= end:
             raise Preempted
-        with locked(config.root / "locks" / training.name, wait=False) as free:
+        with locked(config.root / "locks" / training.name) as free:
             # Only now: another runner may just have finished it.
             if not free or _words(config, training) in results(config.results):
                 continue
@@ -169,7 +165,7 @@ def _data(config: Config, context_length: int) -> Path:
     size = f"--vocab-size {VOCAB_SIZE}"
     if config.smoke:
         size = "--vocab-size 512 --max-bytes 300000 --validation-fraction 0.1"
-    with locked(config.root / "data.lock"):
+    with locked(config.root / "data.lock", wait=True):
         if not first.exists():
             cli.prepare([str(first), *size.split()])
         if not data.exists():
@@ -180,9 +176,8 @@ def _data(config: Config, context_length: int) -> Path:
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             values = {"sha256": manifest.sha256, **dataclasses.asdict(manifest)}
-            partial = kept.with_suffix(".partial")
-            partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, kept)
+            with replaced(kept) as file:
+                file.write(json.dumps(values, indent=2).encode() + b"\n")
         known = json.loads(kept.read_text(encoding="utf-8"))["sha256"]
     if known != manifest.sha256:
         raise ValueError(

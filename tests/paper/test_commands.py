@@ -50,7 +50,9 @@ def test_a_study_at_toy_size_as_a_table(tmp_path, capsys):
     ],
 )
 def test_bad_input_is_one_line_and_status_two(command, message, capsys):
-    assert main(command.split()) == 2
+    with pytest.raises(SystemExit) as stop:
+        main(command.split())
+    assert stop.value.code == 2
     out, errors = capsys.readouterr()
     assert out == ""
     assert errors.startswith("experiments.paper: ")
