@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from oracle import Options, Problem, Solution
 
 import egattn
+from egattn.doctor.attention import BOUNDS
 
 # Block edges of any implementation lie near powers of two.
 LENGTHS = (257, 1, 2, 127, 128, 129, 255, 300, 37, 90, 201)
@@ -73,13 +74,9 @@ class AttentionBattery:
     """
 
     implementation: ClassVar[Any]
-    output_tolerance: ClassVar[float] = 1e-6
-    entropy_tolerance: ClassVar[float] = 2e-6
+    output_tolerance, entropy_tolerance, gradient_tolerance = BOUNDS["float32"]
     sharp_entropy_tolerance: ClassVar[float] = 3e-5
-    gradient_tolerance: ClassVar[float] = 1e-5
-    bf16_output_tolerance: ClassVar[float] = 4e-3
-    bf16_entropy_tolerance: ClassVar[float] = 1e-3
-    bf16_gradient_tolerance: ClassVar[float] = 6e-3
+    bf16_output_tolerance, bf16_entropy_tolerance, bf16_gradient_tolerance = BOUNDS["bfloat16"]
 
     def attend(self, query, key, value, temperature=None, **options):
         return egattn.entropy_attention(
