@@ -170,6 +170,14 @@ def report(args: Sequence[str]) -> None:
     print("\n".join([*summary_lines(config.runs), f"report: {path}"]))
 
 
+def doctor(args: Sequence[str]) -> None:
+    """Says whether this machine is fit: packages, directory, devices, jax, attention."""
+    from egattn.doctor import DoctorConfig, doctor
+
+    if not doctor(_parse("doctor", DoctorConfig, args)):
+        _exit(1)
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "prepare": prepare,
     "train": train,
@@ -182,6 +190,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "private": private,
     "convert": convert,
     "inspect": inspect,
+    "doctor": doctor,
 }
 
 

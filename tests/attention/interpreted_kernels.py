@@ -113,9 +113,7 @@ def errors(options: Options) -> dict[str, float]:
 
 
 def _relative(actual, expected, terms: Any = 0.0) -> float:
-    actual = np.asarray(actual, np.float64)
-    norm = max(np.linalg.norm(expected), np.linalg.norm(terms) / 10, 1e-30)
-    return float(np.linalg.norm(actual - expected) / norm)
+    return oracle.relative_error(np.asarray(actual, np.float64), expected, terms)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import attention, attention_oracle, attention_problem, scaling, step_time, table
+from benchmarks import attention, attention_problem, scaling, step_time, table
 from egattn.attention.specs import MAIN_SPECS, SPECS
-from tests import oracle
-from tests.oracle import Options
 
 
 def read(out, name):
@@ -116,34 +114,6 @@ def test_scaling_says_what_each_slice_needs_and_draws_it(tmp_path):
     assert compute[0] / compute[1] == pytest.approx(459 / 197, rel=0.01)
     assert read(tmp_path, "scaling")["rows"] == rows
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("layout", ["square", "segments"])
-@pytest.mark.parametrize("causal", [True, False])
-def test_the_blockwise_solution_equals_the_one_by_rows(causal, layout):
-    options = Options(600, batch=1, kv_heads=1, group=2, causal=causal, layout=layout)
-    problem = options.problem()
-    ids = problem.segment_ids
-    if ids is not None:
-        ids[ids < 0] = 5
-    by_rows = oracle.solve(problem)
-    blockwise = attention_oracle.solve(
-        problem.query[0].swapaxes(0, 1),
-        problem.key[0, :, 0],
-        problem.value[0, :, 0],
-        problem.out_cotangent[0].swapaxes(0, 1),
-        problem.entropy_cotangent[0],
-        causal=causal,
-        segment_ids=None if ids is None else ids[0],
-    )
-    expected = {
-        "output": by_rows.out[0].swapaxes(0, 1),
-        "entropy": by_rows.entropy[0],
-        "dq": by_rows.gradients["query"][0].swapaxes(0, 1),
-        "dk": by_rows.gradients["key"][0, :, 0],
-        "dv": by_rows.gradients["value"][0, :, 0],
-    }
-    assert max(attention_oracle.errors(blockwise, expected).values()) < 1e-12
 
 
 def test_a_wrong_or_missing_element_shows_in_the_errors():
