@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from egattn._spelling import unknown
-from egattn.run.command import command_line
+from egattn.run.command import command_line, end_process
 from egattn.run.signals import active
 
 

@@ -49,7 +49,7 @@ def _end(name: str, error: Exception, stop: StopRequest) -> None:
     except OSError:
         silence()
     if status:
-        _exit(status)
+        end_process(status)
 
 
 def _status(error: Exception, stop: StopRequest) -> int | None:
@@ -68,12 +68,12 @@ def _status(error: Exception, stop: StopRequest) -> int | None:
     return 2 if "nable to initialize backend" in str(error) else None
 
 
-def _exit(status: int) -> NoReturn:
+def end_process(status: int) -> NoReturn:
     """Ends the process; at once if it is one of several, for they may be waiting for it."""
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(status)
+        os.end_process(status)
     sys.exit(status)
