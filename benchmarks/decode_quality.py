@@ -29,7 +29,7 @@ from egattn.data import evaluation_batches, load_manifest, load_tokenizer
 from egattn.data.manifest import TOKENIZER_NAME
 from egattn.generate import BeamSearch, JointNucleus, Sampling, generate, prepare
 from egattn.model import Decoder
-from egattn.train.evaluate import read_run
+from egattn.train.config import TrainConfig
 from egattn.train.variables import load_variables
 
 
@@ -164,10 +164,10 @@ def interval(difference: np.ndarray) -> str:
 
 def main(config: Config) -> None:
     """Compares and prints a table."""
-    run = read_run(config.run)
+    run = TrainConfig.read(config.run)
     data = config.data or run.data
     tokenizer = load_tokenizer(data / TOKENIZER_NAME)
-    _, variables = load_variables(run)
+    _, variables = load_variables(run.run)
     # Float32: the same result on any machine.
     decoder = Decoder(dataclasses.replace(run.model, dtype="float32"))
     ours = prepare(decoder, variables)

@@ -14,10 +14,10 @@ import numpy as np
 from benchmarks.table import commit
 from egattn.report.runs import Run, load_runs
 from egattn.report.summary import range_counts
-from egattn.train.evaluate import read_run
+from egattn.run import RunDirectory
+from egattn.run.lines import append_line, read_lines
+from egattn.train.config import TrainConfig
 from egattn.train.flops import utilisation
-from egattn.train.nonfinite import FILE as NONFINITE
-from egattn.train.records import append_line, read_lines
 
 # Of a config: where, not what.
 _PATHS = ("run", "data", "init_from")
@@ -82,9 +82,9 @@ def read(directory: Path) -> dict[str, Any] | None:
     of the training; `diverged` tells the step, the layers whose entropies were not finite then and
     the heads' entropies [L, H] logged before it.
     """
-    config = read_run(directory)
+    config = TrainConfig.read(directory)
     (run,) = load_runs([directory])
-    stops = [x for x in read_lines(directory / NONFINITE) if x["action"] == "stopped"]
+    stops = [x for x in read_lines(RunDirectory(directory).nonfinite) if x["action"] == "stopped"]
     evaluated = run.validation and int(run.validation["step"][-1]) == config.steps
     if not stops and not evaluated:
         return None

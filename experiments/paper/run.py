@@ -32,7 +32,7 @@ import tyro
 
 from egattn import cli
 from egattn.data import load_manifest
-from egattn.train import Preempted
+from egattn.run import Preempted
 from experiments.paper.result import append, locked, read, results
 from experiments.paper.studies import every_training, load
 from experiments.paper.study import VOCAB_SIZE, Training

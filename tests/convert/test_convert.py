@@ -14,9 +14,10 @@ import pytest
 from egattn.convert import ConvertConfig, convert
 from egattn.model import PRESETS, Decoder, DecoderConfig
 from egattn.model.layers import shapes, stack, unstack
+from egattn.run import RunDirectory
+from egattn.run.checkpoints import Saver
 from egattn.train import EvaluateConfig, TrainConfig, evaluate
-from egattn.train.checkpoints import Checkpoints
-from egattn.train.evaluate import load_state, read_run
+from egattn.train.evaluate import load_state
 from tests import hugging_face
 from tests.converted_runs import apply, back, make_run, one_device, same, to_run
 from tests.hugging_face import (
@@ -85,12 +86,12 @@ def test_narrow_types_come_back_as_they_were(tmp_path, dtypes):
 def test_changed_weights_are_not_rounded_to_the_type_they_came_with(tmp_path):
     narrow = {name: x.astype(np.float16) for name, x in gpt2(CONFIG).items()}
     run = to_run(write(tmp_path / "gpt2", CONFIG | {"dtype": "float16"}, narrow))
-    config = read_run(run)
+    config = TrainConfig.read(run)
     state = load_state(config, one_device())
     shutil.rmtree(run / "checkpoints")
     params = jax.tree.map(lambda x: x + np.float32(1e-6), state.params)
-    with Checkpoints(config, one_device()) as checkpoints:
-        checkpoints.save(0, dataclasses.replace(state, params=params))
+    with Saver(RunDirectory(run), keep=1) as saver:
+        saver.save(0, dataclasses.replace(state, params=params), {})
     config, tensors = read(back(run))
     assert config == CONFIG | {"dtype": "float32"}
     wanted = narrow["transformer.ln_f.weight"].astype(np.float32) + np.float32(1e-6)
@@ -149,7 +150,7 @@ def test_every_preset_can_be_converted(tmp_path, preset):
     again = to_run(tmp_path / "out", "again")
     for one, other in zip(apply(again, TOKENS), (logits, entropy), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert read_run(again).model == read_run(run).model
+    assert TrainConfig.read(again).model == TrainConfig.read(run).model
     assert same(read(back(again))[1], read(tmp_path / "out")[1])
 
 
@@ -226,7 +227,7 @@ class TestWithTokenizer:
         training.egattn(" ".join([*evaluation[1:], "--windows", "8", "--json"]))
         values = json.loads(capsys.readouterr().out)
         assert (values["step"], values["windows"]) == (0, 8)
-        expected = self._loss(source, read_run(Path("run")), 8)
+        expected = self._loss(source, TrainConfig.read(Path("run")), 8)
         assert values["loss"] == pytest.approx(expected, abs=2e-5)
         training.egattn("private export run exported --windows 2")
 
@@ -255,7 +256,7 @@ class TestWithTokenizer:
 def test_a_trained_run_takes_its_tokenizer_along(finished, tmp_path):
     lines = convert(ConvertConfig(finished, tmp_path / "out"))
     assert "step 8" in lines[0]
-    data = read_run(finished).data
+    data = TrainConfig.read(finished).data
     name = "tokenizer.json"
     assert (tmp_path / "out" / name).read_bytes() == (data / name).read_bytes()
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())

@@ -111,8 +111,8 @@ def test_transformers_refuses_what_gpt2_does_not_have(tmp_path):
 def test_transformers_loads_the_tokenizer(tmp_path):
     import dataclasses
 
+    from egattn._config import to_json
     from egattn.data.manifest import sha256_file
-    from egattn.train.config import to_json
 
     config = make_run(tmp_path / "run", "sm_ln_g", vocab_size=400)
     (tmp_path / "data").mkdir()

@@ -15,7 +15,8 @@ from egattn.data import load_tokenizer
 from egattn.generate import BeamSearch, JointNucleus, Sampling, generate
 from egattn.model import PRESETS, Decoder, DecoderConfig
 from egattn.sharding import make_mesh
-from egattn.train.evaluate import load_state, read_run
+from egattn.train.config import TrainConfig
+from egattn.train.evaluate import load_state
 from tests.training import egattn
 
 SMALL: dict[str, Any] = {
@@ -288,7 +289,7 @@ class TestCommandLine:
         main([*command, "--json"])
         found = json.loads(capsys.readouterr().out)["prompts"][0]["continuations"][0]
         assert streamed == f"def f(x):{found['text']}\n"
-        config = read_run(finished)
+        config = TrainConfig.read(finished)
         state = load_state(config, make_mesh("replica=1", jax.devices()[:1]))
         tokenizer = load_tokenizer(config.data / "tokenizer.json")
         prompt = tokenizer.encode("def f(x):").ids

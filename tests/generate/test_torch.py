@@ -8,7 +8,8 @@ import pytest
 
 from egattn.generate import BeamSearch, Sampling, generate
 from egattn.model import Decoder
-from egattn.train.evaluate import load_state, read_run
+from egattn.train.config import TrainConfig
+from egattn.train.evaluate import load_state
 from tests.convert.test_torch import SMALL, random_gpt2
 from tests.converted_runs import one_device, to_run
 
@@ -30,7 +31,7 @@ def networks(tmp_path_factory):
     directory = tmp_path_factory.mktemp("generate") / "gpt2"
     model.save_pretrained(directory)
     run = to_run(directory)
-    config = read_run(run)
+    config = TrainConfig.read(run)
     return model, Decoder(config.model), {"params": load_state(config, one_device()).params}
 
 

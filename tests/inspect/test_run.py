@@ -16,8 +16,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from egattn.inspect import InspectConfig, inspect
-from egattn.train.evaluate import load_state, read_run
-from egattn.train.integrity import seal
+from egattn.run.integrity import seal
+from egattn.train.config import TrainConfig
+from egattn.train.evaluate import load_state
 from egattn.train.variables import read_variables
 from tests.converted_runs import make_run, one_device, to_run
 from tests.hugging_face import CONFIG, gpt2, write
@@ -27,7 +28,7 @@ from tests.training import records
 
 def arrays(run: Path, step: int) -> dict[str, np.ndarray]:
     """All that a checkpoint holds, as every other command restores it, by path."""
-    state = load_state(read_run(run), one_device(), step)
+    state = load_state(TrainConfig.read(run), one_device(), step)
     leaves = jax.tree_util.tree_leaves_with_path(state)
     simple = jax.tree_util.keystr
     return {simple(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}

@@ -15,7 +15,8 @@ from egattn.model import Decoder
 from egattn.private import export as export_module
 from egattn.private.ranges import FixedPoint, Range, check, measure
 from egattn.sharding import make_mesh
-from egattn.train.evaluate import load_state, read_run
+from egattn.train.config import TrainConfig
+from egattn.train.evaluate import load_state
 from tests.training import EREG, TRAIN, egattn
 
 
@@ -37,7 +38,7 @@ def prompted(finished, tmp_path_factory) -> Path:
 
 
 def decoder_logits(run: Path, tokens: np.ndarray) -> np.ndarray:
-    config = read_run(run)
+    config = TrainConfig.read(run)
     state = load_state(config, make_mesh("replica=1", jax.devices()[:1]))
     output: Any = jax.jit(Decoder(config.model).apply)({"params": state.params}, tokens)
     return np.asarray(output.logits)
@@ -122,7 +123,7 @@ def test_the_program_has_neither_look_ups_nor_weights(exported):
 def test_prompts_are_filled_up_and_their_last_position_counts(finished, prompted):
     client = read(prompted / "client" / "client.json")
     tokens = np.load(prompted / "client" / "inputs.npz")["tokens"]
-    tokenizer = load_tokenizer(read_run(finished).data / "tokenizer.json")
+    tokenizer = load_tokenizer(TrainConfig.read(finished).data / "tokenizer.json")
     vocabulary = read(prompted / "client" / "tokens.json")
     for row, length, text in zip(tokens, client["lengths"], ("def f(x):", "import "), strict=True):
         assert tokenizer.decode(row[:length].tolist()) == text

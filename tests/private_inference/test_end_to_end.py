@@ -23,7 +23,8 @@ from egattn.private.artifact import (
     write_artifact,
 )
 from egattn.sharding import make_mesh
-from egattn.train.evaluate import load_state, read_run
+from egattn.train.config import TrainConfig
+from egattn.train.evaluate import load_state
 from tests.private_inference.runs import change, executed, spu
 from tests.training import MODEL, egattn
 
@@ -92,7 +93,7 @@ def decoder_logits(run: Path, tokens: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def decoder(run: Path) -> tuple[Callable, Any]:
-    config = read_run(run)
+    config = TrainConfig.read(run)
     state = load_state(config, make_mesh("replica=1", jax.devices()[:1]))
     return jax.jit(Decoder(config.model).apply), state.params
 
@@ -138,7 +139,7 @@ def check_result(result: dict[str, Any], run: Path, exported: Path, form_error: 
     assert checked["agreement"][0] >= 0.96 * length
     assert checked["agreement"][1] == length
     token = int(logits[-1].argmax())
-    tokenizer = load_tokenizer(read_run(run).data / "tokenizer.json")
+    tokenizer = load_tokenizer(TrainConfig.read(run).data / "tokenizer.json")
     text = tokenizer.decode([token], skip_special_tokens=False)
     assert result["next_token"] == {"token": token, "text": text}
     check_costs(result)

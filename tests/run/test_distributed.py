@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from egattn.train.distributed import DistributedConfig, together
+from egattn.run.processes import DistributedConfig, together
 from tests.training import EREG, numbers, records, start
 
 LONG = EREG.replace("--steps 8", "--steps 3000").replace("--evaluate-every 4", "")

@@ -1,20 +1,18 @@
 """What happens to a run when something breaks, injected for real: signals, disks, files, twins."""
 
 import fcntl
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from egattn.run.integrity import damage, seal
 from egattn.train.evaluate import Evaluator
-from egattn.train.integrity import damage, seal
 from tests.training import EREG, TRAIN, egattn, numbers, records, start
 
 LONG = EREG.replace("--steps 8", "--steps 100000").replace("--evaluate-every 4", "")
@@ -63,7 +61,8 @@ class TestSignals:
         assert status == 0
         assert "stopped by SIGTERM" in output
         assert "the same command continues" in output
-        assert not list((run / "checkpoints").iterdir())
+        # Nothing is claimed.
+        assert {path.name for path in run.iterdir()} <= {".lock"}
 
     def test_while_evaluating_saves_the_step_before(self, data, tmp_path):
         run = tmp_path / "run"
@@ -97,44 +96,11 @@ class TestSignals:
                 (8, r["loss"]) for r in records(finished, "validation") if r["step"] == 8
             ][:1]
 
-    def test_while_waiting_for_data_saves(self, finished, data, tmp_path, monkeypatch, capsys):
-        from egattn.train import loop
-
-        real = loop.batches
-
-        def stuck(*args, **kwargs):
-            source = real(*args, **kwargs)
-            yield from (next(source) for _ in range(3))
-            threading.Event().wait(120)
-
-        run = tmp_path / "run"
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "batches", stuck)
-            waiting = threading.Thread(target=self.raise_after_step, args=(run, 3))
-            waiting.start()
-            egattn(f"train {{0}} --data {{1}} {EREG}", run, data)
-            waiting.join()
-        assert "stopped by SIGTERM after step 3, saved" in capsys.readouterr().out
-        # What a stop interrupted goes on as if nothing had happened.
-        egattn(f"train {{0}} --data {{1}} {EREG}", run, data)
-        assert numbers(run) == numbers(finished)
-
-    def raise_after_step(self, run: Path, step: int) -> None:
-        """Step 3's record is written once the loop has what follows it, so waits for step 2's."""
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            path = run / "metrics.jsonl"
-            if path.exists() and f'"step": {step - 1}' in path.read_text():
-                break
-            time.sleep(0.05)
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
     def test_second_signal_ends_at_once(self):
         script = (
             "import time\n"
-            "from egattn.train.preemption import StopRequest\n"
-            "with StopRequest():\n"
+            "from egattn.run.signals import StopRequest\n"
+            "with StopRequest() as stop, stop.keeping():\n"
             "    print('ready', flush=True)\n"
             "    deadline = time.monotonic() + 60\n"
             "    while time.monotonic() < deadline: time.sleep(0.1)\n"
@@ -190,9 +156,14 @@ class TestDamagedCheckpoint:
         run = tmp_path / "run"
         shutil.copytree(finished, run)
         (run / "checkpoints" / "8" / "checksums.json").unlink()
+        lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text(
+            "".join(x for x in lines if '"save", "step": 8' not in x)
+        )
         egattn(f"train {{0}} --data {{1}} {EREG}", run, data)
         output = capsys.readouterr().out
-        assert "checkpoint 8 is not intact: its save was not completed; removed" in output
+        assert "checkpoint 8 is not intact: it has no checksums.json" in output
+        assert "; removed" in output
         assert not (run / "damaged").exists()
         assert numbers(run) == numbers(finished)
 
@@ -239,7 +210,7 @@ class TestDamagedCheckpoint:
 def test_second_trainer_on_a_run_is_refused(finished, data, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    with (run / "config.json").open("rb") as held:
+    with (run / ".lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(SystemExit) as stop:
             egattn(f"train {{0}} --data {{1}} {EREG}", run, data)

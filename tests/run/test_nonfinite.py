@@ -12,8 +12,8 @@ import pytest
 from egattn.data import batches, load_manifest
 from egattn.sharding import make_mesh
 from egattn.train import step as step_module
-from egattn.train.checkpoints import Checkpoints
-from egattn.train.evaluate import read_run
+from egattn.train.config import TrainConfig
+from egattn.train.evaluate import load_state
 from tests.training import EREG, egattn, numbers, records
 
 TRAIN = f"train {{0}} --data {{1}} {EREG} --checkpoint-every 1 --keep-checkpoints 9"
@@ -40,8 +40,7 @@ def notes(run) -> list[dict]:
 
 
 def state(run, step: int):
-    with Checkpoints(read_run(run), make_mesh(), read_only=True) as checkpoints:
-        return jax.device_get(checkpoints.restore(step))
+    return jax.device_get(load_state(TrainConfig.read(run), make_mesh(), step))
 
 
 def fails(command: str, *paths) -> int:

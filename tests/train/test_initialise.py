@@ -15,8 +15,9 @@ from egattn.model.layers import unstack
 from egattn.model.linear import SPECTRAL
 from egattn.sharding import make_mesh, state_sharding
 from egattn.train import TrainConfig, TrainState
-from egattn.train.evaluate import load_state, read_run
-from egattn.train.initialise import Report, check_origin, inherited, initialise
+from egattn.train.config import inherited
+from egattn.train.evaluate import load_state
+from egattn.train.initialise import Report, check_origin, initialise
 from egattn.train.step import init_state
 from tests.converted_runs import apply, make_run, one_device, to_run
 from tests.hugging_face import CONFIG, TOKENS, gpt2, write, write_tokenizer
@@ -49,7 +50,7 @@ def named(config: TrainConfig, state: TrainState) -> dict[str, np.ndarray]:
 
 
 def origin(directory: Path) -> dict[str, np.ndarray]:
-    run = read_run(directory)
+    run = TrainConfig.read(directory)
     return named(run, load_state(run, one_device()))
 
 
@@ -228,7 +229,7 @@ def test_another_tokenizer_is_refused(tmp_path):
     source = write(tmp_path / "gpt2", config, gpt2(config))
     write_tokenizer(source, 400)
     run = to_run(source)
-    own = read_run(run).tokenizer_sha256
+    own = TrainConfig.read(run).tokenizer_sha256
     start(run, "sm_ln_g", vocab_size=400, tokenizer_sha256=own)
     with pytest.raises(ValueError, match="has another tokenizer than"):
         start(run, "sm_ln_g", vocab_size=400, tokenizer_sha256="another")

@@ -1,27 +1,29 @@
 """A trace of chosen steps: what host and device did, and when."""
 
 import contextlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from egattn.train.config import TrainConfig
-from egattn.train.console import Display
-
 
 class Profiler:
-    """Traces the steps that `config.profile` names into RUN/profile; without it does nothing.
+    """Traces steps into a directory.
 
     Leaving the context ends a trace that is still open, so that a run that fails leaves one too.
     """
 
-    def __init__(self, config: TrainConfig, display: Display, done: int):
-        first, last = config.profile or (1, 0)
-        self._directory, self._display = config.run / "profile", display
+    def __init__(
+        self, directory: Path, steps: tuple[int, int] | None, done: int, note: Callable[[str], Any]
+    ):
+        """Args: where to, first and last step if any, steps done so far, where to say things."""
+        first, last = steps or (1, 0)
+        self._directory, self._note = directory, note
         self._steps = range(max(first, done + 1), last + 1)
         self._open = False
-        if config.profile and not self._steps:
-            display.note(f"nothing to profile: the run resumes after step {done}")
+        if steps and not self._steps:
+            note(f"nothing to profile: the run resumes after step {done}")
 
     def __enter__(self):
         """Returns itself."""
@@ -32,7 +34,7 @@ class Profiler:
         if self._open:
             self._open = False
             jax.profiler.stop_trace()
-            self._display.note(
+            self._note(
                 f"profile: {self._directory} (*.trace.json.gz opens in ui.perfetto.dev, the "
                 f"directory in XProf)"
             )

@@ -1,6 +1,7 @@
-"""Configs as JSON: read back strictly, and flattened to dotted names."""
+"""Configs: written as JSON, read back strictly, compared field by field."""
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Iterator
@@ -8,6 +9,45 @@ from pathlib import Path
 from typing import Any, Literal
 
 from egattn._spelling import unknown
+
+RUNTIME = {"runtime": True}
+"""Metadata of a field that says where or how something is computed, not what: it may differ when a
+run goes on."""
+LOCAL = {"runtime": True, "local": True}
+"""Metadata of a field that may even differ between the processes of one job, such as a path."""
+
+
+def to_json(config: Any) -> str:
+    """Returns a dataclass as indented JSON, paths as strings."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+
+
+def changes(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields (dotted name, old, new) for fields in which two configs compute something else.
+
+    Args:
+      old: A dataclass.
+      new: Another one of the same type.
+      prefix: Put before every name.
+    """
+    for field in dataclasses.fields(old):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if before == after or field.metadata.get("runtime"):
+            continue
+        if dataclasses.is_dataclass(before) and type(before) is type(after):
+            yield from changes(before, after, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, before, after
+
+
+def shared_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted name, value) of the fields that all processes of a job have in common."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from shared_values(value, f"{prefix}{field.name}.")
+        elif not field.metadata.get("local"):
+            yield prefix + field.name, value
 
 
 def parse(kind: Any, value: Any, where: str) -> Any:

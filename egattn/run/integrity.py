@@ -30,6 +30,11 @@ def is_sealed(directory: Path) -> bool:
     return (directory / _SEAL).is_file()
 
 
+def sha256(directory: Path) -> str:
+    """Checksum of a sealed directory: of the file that has the checksums of all others."""
+    return hashlib.sha256((directory / _SEAL).read_bytes()).hexdigest()
+
+
 def damage(directory: Path) -> str | None:
     """Says what is wrong with a sealed directory: a file that is missing, truncated or changed.
 
@@ -37,7 +42,7 @@ def damage(directory: Path) -> str | None:
       None if every file is as it was sealed.
     """
     if not is_sealed(directory):
-        return "its save was not completed"
+        return f"it has no {_SEAL}, which a save writes last"
     try:
         sealed = json.loads((directory / _SEAL).read_bytes())
         files = [(name, size, digest) for name, (size, digest) in sealed.items()]
@@ -50,7 +55,10 @@ def damage(directory: Path) -> str | None:
         actual = present[name].stat().st_size
         if actual != size:
             return f"{name} has {actual} bytes, expected {size}"
-    digests = _digests([present[name] for name, _, _ in files])
+    try:
+        digests = _digests([present[name] for name, _, _ in files])
+    except FileNotFoundError as error:
+        return f"{error.filename} was removed while it was read"
     for (name, _, expected), digest in zip(files, digests, strict=True):
         if digest != expected:
             return f"{name} has another checksum than when it was saved"
