@@ -46,7 +46,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
     """Adds a line to the results; several runners may do so at once."""
     with locked(path.with_suffix(".lock")):
         kept = _complete(path)
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("ab") as file:
             # A line that a kill has torn is none.
             file.truncate(len(kept.encode()))
             append_line(file, line)
