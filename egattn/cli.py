@@ -175,7 +175,7 @@ def doctor(args: Sequence[str]) -> None:
     from egattn.doctor import DoctorConfig, doctor
 
     if not doctor(_parse("doctor", DoctorConfig, args)):
-        _exit(1)
+        end_process(1)
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

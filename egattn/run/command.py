@@ -75,5 +75,5 @@ def end_process(status: int) -> NoReturn:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
-        os.end_process(status)
+        os._exit(status)
     sys.exit(status)
