@@ -12,7 +12,8 @@ import tyro
 
 from egattn.doctor.row import Part as Part
 from egattn.doctor.row import Row as Row
-from egattn.train.distributed import DistributedConfig, join
+from egattn.run.processes import DistributedConfig, join
+from egattn.run.signals import active
 
 # A part takes seconds; one that waits for a device or a disk that never answers takes for ever.
 LIMIT = 300.0
@@ -48,7 +49,7 @@ def examine(config: DoctorConfig, limit: float | None = None) -> Iterator[Part]:
     if not config.directory.is_dir():
         raise ValueError(f"expected a directory, got {config.directory}, which is none")
     limit = LIMIT if limit is None else limit
-    join(config.distributed)
+    join(config.distributed, active())
     for name, check in _checks(config).items():
         rows = _within(limit, check)
         if rows is None:

@@ -18,6 +18,7 @@ from egattn.entropy import entropy_penalty, max_entropy
 from egattn.model import Decoder, DecoderFeatures
 from egattn.model.linear import SPECTRAL
 from egattn.optimizer import make_optimizer
+from egattn.run import laid_out
 from egattn.sharding import (
     BATCH,
     attend_per_shard,
@@ -59,6 +60,12 @@ def init_state(config: TrainConfig, mesh: Mesh) -> TrainState:
 def abstract(config: TrainConfig) -> TrainState:
     """Shapes and dtypes of the state."""
     return jax.eval_shape(lambda: _init(config))
+
+
+def target(config: TrainConfig, mesh: Mesh) -> TrainState:
+    """The same, with the sharding of each array: what a checkpoint is restored to."""
+    shapes = abstract(config)
+    return laid_out(shapes, state_sharding(mesh, shapes))
 
 
 def _init(config: TrainConfig) -> TrainState:
@@ -113,7 +120,7 @@ def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable:
 
 
 def _unless_nonfinite(metrics, new: TrainState, old: TrainState) -> TrainState:
-    """The new state, or the old one at the next step; as `nonfinite.is_finite` has it."""
+    """The new state, or the old one at the next step; as `task.is_finite` has it."""
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
     finite &= metrics["nonfinite"].sum() == 0
     kept = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
