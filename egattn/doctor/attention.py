@@ -130,7 +130,7 @@ def check_implementation(
     wrong = [f"{key} at {where[key]}" for key, error in largest.items() if not error <= 1]
     left_out = [f"not {shape}: {lack}" for shape, lack in lacks.items() if lack]
     found = "; ".join([f"wrong: {', '.join(wrong)}"] * bool(wrong) + left_out)
-    times = {"compiling s": compiling, "running ms": 1e3 * running}
+    times = {"compile s": compiling, "run ms": 1e3 * running}
     return Row(name, not wrong, found, {**largest, **times})
 
 
