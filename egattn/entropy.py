@@ -32,6 +32,14 @@ def max_entropy(
     return jnp.log(keys.astype(jnp.float32))
 
 
+def head_mean(
+    entropy: Float[Array, "*layers batch heads length"],
+) -> Float[Array, "*layers heads"]:
+    """Mean of each head over positions, then over the batch."""
+    # In one reduction XLA may add up all rows one by one, and lose digits.
+    return entropy.mean(-1).mean(-2)
+
+
 def entropy_penalty(
     entropy: Float[Array, "*layers batch heads length"],
     threshold: Float[Array, "*_layers _heads"],
@@ -68,7 +76,7 @@ def entropy_penalty(
     ceiling = jnp.asarray(max_entropy, jnp.float32)
     _check_penalty(entropy, threshold, ceiling, tolerance, kind, reduction)
     if reduction == "head":
-        entropy = entropy.mean((-3, -1), keepdims=True)
+        entropy = head_mean(entropy)[..., None, :, None]
         ceiling = ceiling.mean()
     delta = entropy - threshold[..., None, :, None] * ceiling
     distance, margin = jnp.abs(delta), tolerance * ceiling
@@ -122,13 +130,13 @@ def entropy_summary(entropy: Float[Array, "*layers batch heads length"]) -> Entr
         entropy = entropy[None]
     if entropy.ndim != 4:
         raise ValueError(f"entropy must be [L, B, H, T] or [B, H, T], got {entropy.shape}")
-    head_mean = entropy.mean((1, 3))
+    means = head_mean(entropy)
     return EntropySummary(
-        mean=head_mean.mean(),
-        layer_mean=head_mean.mean(1),
-        head_mean=head_mean,
+        mean=means.mean(),
+        layer_mean=means.mean(1),
+        head_mean=means,
         quantiles=jnp.quantile(entropy, jnp.array([0.05, 0.5, 0.95]), axis=(1, 3)),
-        range_shares=range_shares(head_mean),
+        range_shares=range_shares(means),
         nonfinite=jnp.sum(~jnp.isfinite(entropy), axis=(1, 2, 3), dtype=jnp.int32),
     )
 

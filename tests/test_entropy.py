@@ -1,5 +1,6 @@
 """The penalty, its ceilings and the statistics, against float64 loops over the formulas."""
 
+import re
 from typing import Any
 
 import hypothesis.strategies as st
@@ -299,6 +300,12 @@ class TestSummary:
             np.testing.assert_allclose(summary.quantiles[:, n, h], expected, rtol=1e-5)
         np.testing.assert_array_equal(summary.nonfinite, [0, 0, 0])
         assert summary.nonfinite.dtype == jnp.int32
+
+    def test_means_of_heads_are_means_of_rows_first(self):
+        run = jax.jit(lambda e: egattn.entropy_summary(e).head_mean)
+        program = run.lower(jnp.ones((2, 8, 3, 64))).compile().as_text()
+        shapes = re.findall(r"= f32\[([\d,]+)\]\S* reduce\(", program)
+        assert sorted(shapes) == ["2,3", "2,8,3"]
 
     def test_counts_heads_in_quarters_of_the_largest(self):
         # The largest head mean is 4: quarters begin at 0, 1, 2 and 3, each with its own edge.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import egattn
+from egattn.attention.sums import row_sum
 from tests import oracle
 from tests.attention.battery import AttentionBattery, assert_close, assert_gradients
 from tests.jaxprs import intermediates
@@ -25,6 +27,19 @@ class TestReference(AttentionBattery):
 
 class TestChunked(AttentionBattery):
     implementation = "chunked"
+
+
+class TestRowSum:
+    @pytest.mark.parametrize("n", [1, 127, 128, 129, 1000, 20000])
+    def test_matches_float64(self, n, rng):
+        x = rng.standard_exponential((2, 3, n)).astype(np.float32)
+        actual = jax.jit(row_sum)(x)
+        np.testing.assert_allclose(actual, x.astype(np.float64).sum(-1), rtol=5e-7)
+
+    def test_the_compiler_keeps_both_levels(self):
+        run = jax.jit(lambda x: row_sum(jnp.exp(x)))
+        program = run.lower(jnp.ones((4, 1024))).compile().as_text()
+        assert re.findall(r"= f32\[([\d,]+)\]\S* reduce\(", program) == ["4,8", "4"]
 
 
 def dense_loss(inputs: dict[str, jax.Array], problem: Problem) -> jax.Array:
