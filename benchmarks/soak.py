@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import tyro
 
-from benchmarks.table import write_table
+from egattn.report.table import write_table
 from egattn.sharding import make_mesh
 from egattn.train.config import TrainConfig
 from egattn.train.evaluate import load_state
