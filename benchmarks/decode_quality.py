@@ -24,11 +24,11 @@ import numpy as np
 import tyro
 from tokenizers import Tokenizer
 
-from benchmarks.table import digits, write_table
 from egattn.data import evaluation_batches, load_manifest, load_tokenizer
 from egattn.data.manifest import TOKENIZER_NAME
 from egattn.generate import BeamSearch, JointNucleus, Sampling, generate, prepare
 from egattn.model import Decoder
+from egattn.report.table import digits, write_table
 from egattn.train.config import TrainConfig
 from egattn.train.variables import load_variables
 

@@ -24,10 +24,10 @@ import jax
 import numpy as np
 import tyro
 
-from benchmarks.table import digits, jax_about, quartiles, save_table, write_table
 from egattn.convert import ConvertConfig, convert
 from egattn.generate import BeamSearch, Sampling, generate, prepare
 from egattn.model import Decoder, DecoderConfig
+from egattn.report.table import digits, jax_about, quartiles, save_table, write_table
 from egattn.train.config import TrainConfig
 from egattn.train.variables import load_variables
 

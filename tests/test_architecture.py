@@ -38,8 +38,6 @@ ROWS = (
 ROW = {unit: number for number, units in enumerate(ROWS) for unit in units}
 # In these rows units may import each other, without circles.
 SIDEWAYS = (ROW["egattn._"], ROW["egattn.report"])
-# They end when the library writes Markdown tables.
-EXCEPTIONS = {("experiments.paper", "benchmarks")}
 LONGEST = {"file": 400, "loop": 200, "function": 60}
 
 
@@ -121,7 +119,7 @@ def upward(modules: House) -> list[str]:
         for other in others:
             here, there = unit(name), unit(other)
             level = here == there or (ROW[here] == ROW[there] and ROW[here] in SIDEWAYS)
-            if not (level or ROW[there] < ROW[here] or (here, there) in EXCEPTIONS):
+            if not (level or ROW[there] < ROW[here]):
                 found.append(f"{name} imports {other}")
     return sorted(found)
 
@@ -207,11 +205,6 @@ def test_every_unit_has_a_row():
 
 def test_imports_lead_down():
     assert upward(HOUSE) == []
-
-
-def test_exceptions_are_needed():
-    graph = of_units(HOUSE)
-    assert {(here, there) for here, there in EXCEPTIONS if there in graph[here]} == EXCEPTIONS
 
 
 def test_a_run_knows_no_tokens_heads_or_decoder():

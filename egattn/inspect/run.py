@@ -7,10 +7,11 @@ from typing import Any
 
 from egattn.convert.convert import ORIGIN
 from egattn.data import load_manifest
+from egattn.entropy import range_counts
 from egattn.inspect.architecture import architecture
 from egattn.inspect.parameters import counts, learned, table
 from egattn.report.runs import load_runs
-from egattn.report.summary import compare, range_counts
+from egattn.report.summary import compare
 from egattn.run import RunDirectory
 from egattn.run.integrity import check_intact, is_sealed
 from egattn.run.lines import to_json

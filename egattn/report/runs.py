@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from egattn._config import flatten
+from egattn.entropy import uniform_entropy
 from egattn.run import RunDirectory
 from egattn.run.lines import read_lines
 
@@ -79,11 +80,6 @@ class Run:
     def start(self, name: str) -> Any:
         """Value that the last start recorded under a name, or None."""
         return self.starts[-1].get(name) if self.starts else None
-
-
-def uniform_entropy(length: int) -> float:
-    """Mean row entropy of a causal head that attends uniformly, (log T!) / T nats."""
-    return math.lgamma(length + 1) / length
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from egattn.entropy import range_shares
@@ -25,7 +24,7 @@ def draw(board: Board, kind: str, step: int, values: dict[str, Any], top: float)
         _layers(board, "nonfinite_layer", step, values["nonfinite"])
         return
     _heads(board, "entropy", step, heads, top)
-    for index, share in enumerate(np.asarray(range_shares(jnp.asarray(heads)))):
+    for index, share in enumerate(range_shares(heads)):
         board.scalar(f"entropy_range_share/{index}", step, share)
     for name, value in values["learned"].items():
         if value.ndim == 2 and name != "slope":

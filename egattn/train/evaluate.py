@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import Mesh
@@ -129,7 +128,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check_batch(mesh, run.batch_size // run.accumulation, run.model.context_length)
     state = load_state(run, mesh, config.step)
     values = Evaluator(run, manifest, mesh)(state, config.windows)
-    values["range_shares"] = range_shares(jnp.asarray(values["head_entropy"]))
+    values["range_shares"] = range_shares(np.asarray(values["head_entropy"]))
     values["row_quantiles"] = _row_quantiles(run, manifest, state, mesh)
     plain = {name: np.asarray(value).tolist() for name, value in values.items()}
     return {"run": str(config.run), "step": int(state.step), **plain}

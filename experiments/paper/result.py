@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.table import commit
+from egattn.entropy import range_counts
 from egattn.report.runs import Run, load_runs
-from egattn.report.summary import range_counts
+from egattn.report.table import commit
 from egattn.run import RunDirectory
 from egattn.run.lines import append_line, read_lines
 from egattn.run.lock import locked

@@ -19,8 +19,8 @@ from typing import Any
 
 import tyro
 
-from benchmarks.table import markdown
-from egattn.report.runs import uniform_entropy
+from egattn.entropy import uniform_entropy
+from egattn.report.table import markdown
 from experiments.paper.result import results
 from experiments.paper.run import Config as RunConfig
 from experiments.paper.run import smoke

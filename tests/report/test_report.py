@@ -9,13 +9,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
 
 from egattn.cli import main
-from egattn.entropy import range_shares
 from egattn.report import ReportConfig, comparison, summary_lines, write_report
 from tests.synthetic_runs import CONTEXT, entropies, make_run
 
@@ -100,7 +98,6 @@ class TestComparison:
         edges = np.float64(heads.max()) / 4 * np.arange(1, 4)
         counts = np.bincount((heads[..., None] >= edges).sum(-1).ravel(), minlength=4)
         assert row.shares == pytest.approx(counts / 35)
-        assert row.shares == pytest.approx(np.asarray(range_shares(jnp.asarray(heads))))
 
     def test_collapsed_heads_are_all_in_the_lowest_range(self, tmp_path):
         (row,) = comparison([make_run(tmp_path / "run", np.zeros((2, 3)))])

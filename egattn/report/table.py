@@ -1,4 +1,4 @@
-"""Results of a benchmark as a Markdown table and JSON, with what produced them."""
+"""Results of a measurement as a Markdown table and JSON, with what produced them."""
 
 import dataclasses
 import json
@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 
 def jax_about() -> dict[str, str]:
-    """Devices and versions of a benchmark that runs on JAX."""
-    # Here, so that a benchmark of something else needs no JAX.
-    import jax
-
+    """Devices and versions of a measurement that runs on JAX."""
     return {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
@@ -45,7 +44,7 @@ def save_table(
 
     Args:
       name: Name of the files.
-      config: Dataclass with the benchmark's options, its seed among them.
+      config: Dataclass with the options, its seed among them.
       rows: One dict per row; a column that a row lacks stays empty.
       out: Directory, made if missing.
       about: Device and versions; default: those of JAX.
