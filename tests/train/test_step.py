@@ -13,7 +13,7 @@ from egattn.model import PRESETS
 from egattn.optimizer import OptimizerConfig, decay_mask, make_optimizer, make_schedule
 from egattn.sharding import check_batch, make_mesh
 from egattn.train.config import PenaltyConfig, TrainConfig
-from egattn.train.step import _gradients, device_batch, init_state, make_train_step
+from egattn.train.step import batch_gradient, device_batch, init_state, make_train_step
 
 SIZE = {"vocab_size": 300, "context_length": 16, "num_layers": 2, "num_heads": 4, "embed_dim": 32}
 
@@ -49,7 +49,7 @@ def gradients(c: TrainConfig, mesh: Mesh):
 
     @jax.jit
     def run(state, tokens):
-        return _gradients(c, mesh, state, tokens)
+        return batch_gradient(c, mesh, state, tokens)
 
     return jax.device_get(run(state, device_batch(c, mesh, rows(c))))
 
