@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from egattn.train.config import PenaltyConfig
 
 
-def show_run(console: Console, run: RunFound) -> None:
+def show_run(console: Console, found: RunFound) -> None:
     """Prints what a run is."""
-    console.print(f"{run.path}: a run of {run.preset}", soft_wrap=True)
-    show_facts(console, run.architecture)
+    console.print(f"{found.path}: a run of {found.preset}", soft_wrap=True)
+    show_facts(console, found.architecture)
     facts = {
-        "penalty": _penalty(run.penalty),
-        "started from": _origin(run.initialised_from),
-        "data": _data(run.data),
-        "checkpoints": _checkpoints(run.checkpoints),
+        "penalty": _penalty(found.penalty),
+        "started from": _origin(found.initialised_from),
+        "data": _data(found.data),
+        "checkpoints": _checkpoints(found.checkpoints),
     }
     show_facts(console, facts)
-    for problem in run.checkpoints.problems:
+    for problem in found.checkpoints.problems:
         show_facts(console, {"": problem})
-    if run.parameters is not None:
+    if found.parameters is not None:
         console.print(
-            f"\nstep {run.step:,} of {run.steps:,}, {run.tokens_seen:,} tokens seen, "
-            + _count(run.parameters)
+            f"\nstep {found.step:,} of {found.steps:,}, {found.tokens_seen:,} tokens seen, "
+            + _count(found.parameters)
         )
-        _parameters(console, run.parameters)
-    if run.learned:
-        _learned(console, run.learned)
-    if run.evaluation is None:
+        _parameters(console, found.parameters)
+    if found.learned:
+        _learned(console, found.learned)
+    if found.evaluation is None:
         console.print("\nno evaluation logged")
     else:
-        _evaluation(console, run.evaluation)
+        _evaluation(console, found.evaluation)
 
 
 def _penalty(penalty: "PenaltyConfig") -> str:

@@ -1,4 +1,4 @@
-"""What a run is: its config, its checkpoints, their parameters, and what it has logged."""
+"""What a run is: its config, its checkpoints, their parameters, and what it has log."""
 
 from pathlib import Path
 
@@ -111,23 +111,23 @@ def _origin(config: TrainConfig) -> Origin:
 
 
 def _evaluation(directory: RunDirectory) -> Evaluation | None:
-    """The last evaluation that the run has logged."""
-    log = directory.metrics
+    """The last evaluation that the run has log."""
+    metrics = directory.metrics
     # A run that was killed at its start has a log without one whole line.
-    if not log.is_file() or b"\n" not in log.read_bytes():
+    if not metrics.is_file() or b"\n" not in metrics.read_bytes():
         return None
-    (logged,) = load_runs([directory.path])
-    if not logged.validation:
+    (log,) = load_runs([directory.path])
+    if not log.validation:
         return None
-    last = {name: column[-1] for name, column in logged.validation.items()}
+    last = {name: column[-1] for name, column in log.validation.items()}
     return Evaluation(
         step=int(last["step"]),
         windows=int(last["windows"]),
         loss=float(last["loss"]),
         perplexity=float(last["perplexity"]),
         bits_per_byte=float(last["bits_per_byte"]),
-        max_entropy=logged.max_entropy,
-        uniform_entropy=logged.uniform_entropy,
+        max_entropy=log.max_entropy,
+        uniform_entropy=log.uniform_entropy,
         head_entropy=last["head_entropy"],
         range_counts=np.asarray(range_counts(last["head_entropy"])),
     )

@@ -73,15 +73,15 @@ def export(config: ExportConfig) -> dict[str, Any]:
         activations leave the range of the fixed-point arithmetic.
       RuntimeError: If the program does not compute what the decoder does.
     """
-    run = TrainConfig.read(config.run)
-    run, manifest = with_data(run, config.data, other=True)
-    model = dataclasses.replace(run.model, dtype="float32", implementation="reference")
+    trained = TrainConfig.read(config.run)
+    trained, manifest = with_data(trained, config.data, other=True)
+    model = dataclasses.replace(trained.model, dtype="float32", implementation="reference")
     length = config.length or model.context_length
     if not 1 <= length <= model.context_length:
         raise ValueError(f"length must lie within 1 to {model.context_length}, got {length}")
-    windows = _windows(config, run, manifest, length)
-    tokens, lengths, vocabulary = _prompts(config, run, manifest, windows)
-    step, variables = load_variables(run.run, config.step)
+    windows = _windows(config, trained, manifest, length)
+    tokens, lengths, vocabulary = _prompts(config, trained, manifest, windows)
+    step, variables = load_variables(trained.run, config.step)
     artifact = Program(
         "model",
         f"{config.run.name} step {step}, {length} positions",
@@ -100,8 +100,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
     about = {
         "run": str(config.run),
         "step": step,
-        "preset": run.preset,
-        "config": dataclasses.asdict(run.model),
+        "preset": trained.preset,
+        "config": dataclasses.asdict(trained.model),
         "gelu": config.gelu,
         "ranges": ranges,
     }
@@ -114,20 +114,22 @@ def export(config: ExportConfig) -> dict[str, Any]:
     }
 
 
-def _windows(config: ExportConfig, run: TrainConfig, manifest: Manifest, length: int) -> np.ndarray:
+def _windows(
+    config: ExportConfig, trained: TrainConfig, manifest: Manifest, length: int
+) -> np.ndarray:
     """Tokens [windows, T] from the start of the validation split, as many as there are."""
     batches = evaluation_batches(
-        run.data, manifest, batch_size=config.windows, context_length=length
+        trained.data, manifest, batch_size=config.windows, context_length=length
     )
     tokens, weights = next(batches)
     return tokens[weights > 0, :-1]
 
 
 def _prompts(
-    config: ExportConfig, run: TrainConfig, manifest: Manifest, windows: np.ndarray
+    config: ExportConfig, trained: TrainConfig, manifest: Manifest, windows: np.ndarray
 ) -> tuple[np.ndarray, list[int], list[str]]:
     """Tokens [cases, T], how many of each row are the prompt, and all tokens as text."""
-    tokenizer = load_tokenizer(run.data / TOKENIZER_NAME)
+    tokenizer = load_tokenizer(trained.data / TOKENIZER_NAME)
     vocabulary = [
         tokenizer.decode([i], skip_special_tokens=False) for i in range(manifest.vocab_size)
     ]
