@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -60,12 +60,22 @@ class ExportConfig:
             raise ValueError(f"windows must be >= 1, got {self.windows}")
 
 
-def export(config: ExportConfig) -> dict[str, Any]:
-    """Writes the program.
+class Exported(NamedTuple):
+    """A program that was written."""
 
-    Returns:
-      `name`; `cases`; `difference`, the largest one between the program's logits and the decoder's,
-      both in float32 without encryption, and `largest`, the decoder's largest logit.
+    name: str
+    """For people; both parties see it."""
+    cases: int
+    """Prompts that go with it."""
+    difference: float
+    """Largest one between the program's logits and the decoder's, both in float32 without
+    encryption."""
+    largest: float
+    """The decoder's largest logit."""
+
+
+def export(config: ExportConfig) -> Exported:
+    """Writes the program.
 
     Raises:
       FileNotFoundError: If the run or the checkpoint is missing.
@@ -106,12 +116,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         "ranges": ranges,
     }
     write_artifact(config.out, artifact, compiled, about, {"lengths": lengths}, vocabulary)
-    return {
-        "name": artifact.name,
-        "cases": len(tokens),
-        "difference": difference,
-        "largest": largest,
-    }
+    return Exported(artifact.name, len(tokens), difference, largest)
 
 
 def _windows(
@@ -161,11 +166,11 @@ def _scale(params: dict[str, Any], vocab_size: int) -> float:
     return 2.0 ** round(math.log2(size)) if math.isfinite(size) and size > 0 else 1.0
 
 
-def describe(config: ExportConfig, values: dict[str, Any]) -> str:
+def describe(config: ExportConfig, exported: Exported) -> str:
     """Returns what `export` returned as text."""
     return (
-        f"{values['name']}, {values['cases']} prompts: {config.out}\n"
-        f"program and decoder differ by {values['difference']:.1e} at most (logits up to "
-        f"{values['largest']:.3g}); on {config.windows} windows no number leaves the range of "
+        f"{exported.name}, {exported.cases} prompts: {config.out}\n"
+        f"program and decoder differ by {exported.difference:.1e} at most (logits up to "
+        f"{exported.largest:.3g}); on {config.windows} windows no number leaves the range of "
         "fixed point"
     )
