@@ -138,7 +138,7 @@ class TestRun:
         monkeypatch.setattr(
             ocp.type_handlers.ArrayHandler, "deserialize", lambda *_: pytest.fail("on a device")
         )
-        found = inspect(InspectConfig(finished))
+        found: Any = inspect(InspectConfig(finished))
         listed = [variable.name for variable in found.parameters.table]
         assert sorted(names) == sorted("params." + x.replace("/", ".") for x in listed)
 
@@ -326,7 +326,8 @@ class TestShapes:
         monkeypatch.setattr(
             ocp.PyTreeCheckpointHandler, "restore", lambda *_, **__: pytest.fail("restored")
         )
-        assert inspect(InspectConfig(finished, step=6, shapes=True)).step == 6
+        found: Any = inspect(InspectConfig(finished, step=6, shapes=True))
+        assert found.step == 6
 
 
 @pytest.mark.parametrize(
