@@ -66,8 +66,8 @@ class CompileConfig:
     @classmethod
     def preset_defaults(cls, preset: str) -> "CompileConfig":
         """Returns the defaults of a preset: those of a training run, for a corpus like GPT-2's."""
-        run = TrainConfig.preset_defaults(preset, Path(), **MODEL_DEFAULTS)
-        return cls(preset=preset, model=run.model, penalty=run.penalty)
+        config = TrainConfig.preset_defaults(preset, Path(), **MODEL_DEFAULTS)
+        return cls(preset=preset, model=config.model, penalty=config.penalty)
 
     def train_config(self, chips: int) -> TrainConfig:
         """The training run whose step is compiled for so many chips.

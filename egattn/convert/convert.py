@@ -127,18 +127,18 @@ def _to_run(
     tokenizer = config.source / TOKENIZER_NAME
     sha256 = check_tokenizer(tokenizer, model.vocab_size) if tokenizer.is_file() else ""
     data = config.data or Path("data") / config.target.name
-    run = TrainConfig(
+    trained = TrainConfig(
         config.target, preset=preset, model=model, data=data, steps=1, tokenizer_sha256=sha256
     )
     with staged_directory(config.target) as staging:
-        (staging / "config.json").write_text(to_json(run), encoding="utf-8")
+        (staging / "config.json").write_text(to_json(trained), encoding="utf-8")
         (staging / ORIGIN).mkdir()
         for name in _COMPANIONS:
             if (config.source / name).is_file():
                 shutil.copyfile(config.source / name, staging / ORIGIN / name)
         text = json.dumps(dtypes, indent=0) + "\n"
         (staging / ORIGIN / _DTYPES).write_text(text, encoding="utf-8")
-        _save(dataclasses.replace(run, run=staging), stack(model, flat))
+        _save(dataclasses.replace(trained, run=staging), stack(model, flat))
     padding = (model.padded_vocab_size - model.vocab_size) * model.embed_dim
     total = sum(value.size for name, value in flat.items() if not name.startswith(SPECTRAL))
     total -= padding * (1 if model.tie_embeddings else 2)
@@ -168,41 +168,41 @@ def check_tokenizer(path: Path, vocab_size: int) -> str:
     return tokenizer_sha256(tokenizer)
 
 
-def _save(run: TrainConfig, variables: dict[str, Any]) -> None:
+def _save(config: TrainConfig, variables: dict[str, Any]) -> None:
     """Writes the checkpoint of step 0."""
     mesh = make_mesh("replica=1", jax.devices()[:1])
     params = variables["params"]
-    optimizer = make_optimizer(run.optimizer, run.steps).init(params)
+    optimizer = make_optimizer(config.optimizer, config.steps).init(params)
     state = TrainState(np.int32(0), params, variables[SPECTRAL], optimizer)
-    state = jax.device_put(state, state_sharding(mesh, abstract(run)))
-    with Saver(RunDirectory(run.run), keep=1) as saver:
+    state = jax.device_put(state, state_sharding(mesh, abstract(config)))
+    with Saver(RunDirectory(config.run), keep=1) as saver:
         saver.save(0, state, {"next_index": 0})
 
 
 def _to_hugging_face(config: ConvertConfig) -> list[str]:
-    run = TrainConfig.read(config.source)
-    step, variables = load_variables(run.run, config.step)
-    flat = unstack(run.model, variables)
+    trained = TrainConfig.read(config.source)
+    step, variables = load_variables(trained.run, config.step)
+    flat = unstack(trained.model, variables)
     for name, value in flat.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{config.source}: {name} has numbers that are not finite")
-    scaling = gpt2.find_scaling(run.model, flat)
-    reasons = gpt2.obstacles(run.model, scaling)
-    files, notes = _companions(config.source, run)
-    head = f"{config.target}: {run.preset} of {config.source}, step {step}"
+    scaling = gpt2.find_scaling(trained.model, flat)
+    reasons = gpt2.obstacles(trained.model, scaling)
+    files, notes = _companions(config.source, trained)
+    head = f"{config.target}: {trained.preset} of {config.source}, step {step}"
     if scaling is None or reasons:
         own = {"model_type": MODEL_TYPE, "egattn": egattn.__version__, "not_in_gpt2": reasons}
-        own |= {"preset": run.preset, "model": dataclasses.asdict(run.model)}
+        own |= {"preset": trained.preset, "model": dataclasses.asdict(trained.model)}
         _write(config.target, files | {"config.json": _json(own)}, flat, MODEL_TYPE)
         why = f"transformers cannot load it, for GPT-2 does not have: {'; '.join(reasons)}"
         return [head, why, f"egattn convert {config.target} RUN makes a run of it", *notes]
-    tensors, unused = gpt2.write_tensors(run.model, flat)
+    tensors, unused = gpt2.write_tensors(trained.model, flat)
     if unused:
         notes.append(f"left out, for the network does not read them: {', '.join(unused)}")
-    text, tensors = _as_it_came(config.source / ORIGIN, run.model, scaling, tensors)
+    text, tensors = _as_it_came(config.source / ORIGIN, trained.model, scaling, tensors)
     if text is None:
-        end = _end_token(run.data / TOKENIZER_NAME) if TOKENIZER_NAME in files else None
-        text = _json(gpt2.write_config(run.model, scaling, end))
+        end = _end_token(trained.data / TOKENIZER_NAME) if TOKENIZER_NAME in files else None
+        text = _json(gpt2.write_config(trained.model, scaling, end))
     _write(config.target, files | {"config.json": text}, tensors, "pt")
     return [head, "transformers loads it as GPT2LMHeadModel", *notes]
 
@@ -228,17 +228,17 @@ def _as_it_came(
     return _json(values | {"dtype": "float32"}), tensors
 
 
-def _companions(directory: Path, run: TrainConfig) -> tuple[dict[str, bytes], list[str]]:
+def _companions(directory: Path, trained: TrainConfig) -> tuple[dict[str, bytes], list[str]]:
     """Files for the tokenizer and for generation, by name, and what to say about them."""
-    origin, tokenizer = directory / ORIGIN, run.data / TOKENIZER_NAME
+    origin, tokenizer = directory / ORIGIN, trained.data / TOKENIZER_NAME
     if origin.is_dir():
         present = [name for name in _COMPANIONS[1:] if (origin / name).is_file()]
         return {name: (origin / name).read_bytes() for name in present}, []
-    if not tokenizer.is_file() or sha256_file(tokenizer) != run.tokenizer_sha256:
-        return {}, [f"no {TOKENIZER_NAME}: the run's data are not in {run.data}"]
+    if not tokenizer.is_file() or sha256_file(tokenizer) != trained.tokenizer_sha256:
+        return {}, [f"no {TOKENIZER_NAME}: the run's data are not in {trained.data}"]
     about = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     about |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-    settings: dict[str, Any] = about | {"model_max_length": run.model.context_length}
+    settings: dict[str, Any] = about | {"model_max_length": trained.model.context_length}
     return {
         TOKENIZER_NAME: tokenizer.read_bytes(),
         "tokenizer_config.json": _json(settings),

@@ -133,15 +133,15 @@ def generate_text(config: GenerateConfig) -> None:
       FileNotFoundError: If the run, a checkpoint or the tokenizer is missing.
       ValueError: If a prompt is empty or too long, or an option is out of range.
     """
-    run = TrainConfig.read(config.run)
-    tokenizer = _tokenizer(config, run)
+    trained = TrainConfig.read(config.run)
+    tokenizer = _tokenizer(config, trained)
     end = end_token_id(tokenizer)
     prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in config.prompts]
-    _, variables = load_variables(run.run, config.step)
+    _, variables = load_variables(trained.run, config.step)
     streams = len(prompts) == 1 and config.method == "sample" and config.num_samples == 1
     stream = _Stream(tokenizer, prompts[0]) if streams and not config.json else None
     made = generate(
-        Decoder(run.model),
+        Decoder(trained.model),
         variables,
         prompts,
         config.rules,
@@ -168,14 +168,14 @@ def generate_text(config: GenerateConfig) -> None:
         _print_report(tokenizer, made)
 
 
-def _tokenizer(config: GenerateConfig, run: TrainConfig) -> Tokenizer:
+def _tokenizer(config: GenerateConfig, trained: TrainConfig) -> Tokenizer:
     """The one given, the training data's, or the one that a converted run brought along."""
-    directories = [run.data, config.run / ORIGIN] if config.data is None else [config.data]
+    directories = [trained.data, config.run / ORIGIN] if config.data is None else [config.data]
     paths = [directory / TOKENIZER_NAME for directory in directories]
     present = [path for path in paths if path.is_file()]
     for path in present:
         tokenizer = load_tokenizer(path)
-        if run.tokenizer_sha256 in ("", sha256_file(path), tokenizer_sha256(tokenizer)):
+        if trained.tokenizer_sha256 in ("", sha256_file(path), tokenizer_sha256(tokenizer)):
             return tokenizer
     if not present:
         raise FileNotFoundError(f"expected a tokenizer.json, got no file at {paths[0]}")

@@ -1,21 +1,18 @@
 """What a directory of prepared data is."""
 
 from pathlib import Path
-from typing import Any
 
 from egattn.data import Manifest, evaluation_batches, load_manifest, load_tokenizer
 from egattn.data.manifest import TOKENIZER_NAME
+from egattn.inspect.found import DataFound, Sample, SplitFound
 
 
-def inspect_data(path: Path, verify: bool) -> dict[str, Any]:
+def inspect_data(path: Path, verify: bool) -> DataFound:
     """Says what prepared data are.
 
     Args:
       path: Directory of `egattn prepare`.
       verify: Whether to compare the checksums of all shards, not only their sizes.
-
-    Returns:
-      Plain values.
 
     Raises:
       ValueError: If a file is missing or damaged.
@@ -23,39 +20,38 @@ def inspect_data(path: Path, verify: bool) -> dict[str, Any]:
     manifest = load_manifest(path, verify=verify)
     splits = {name: _split(manifest, name) for name in manifest.splits}
     left_out = {name: getattr(manifest, name) for name in ("duplicates", "non_utf8", "empty")}
-    return {
-        "kind": "data",
-        "path": str(path),
-        "source": manifest.source,
-        "context_length": manifest.context_length,
-        "vocab_size": manifest.vocab_size,
-        "dtype": manifest.dtype,
-        "sha256": manifest.sha256,
-        "tokenizer_sha256": manifest.tokenizer_sha256,
-        "verified": verify,
-        "bytes": sum(split["bytes"] for split in splits.values()),
-        "left_out": left_out,
-        "splits": splits,
-        "sample": _sample(path, manifest),
-    }
+    return DataFound(
+        path=path,
+        source=manifest.source,
+        context_length=manifest.context_length,
+        vocab_size=manifest.vocab_size,
+        dtype=manifest.dtype,
+        sha256=manifest.sha256,
+        tokenizer_sha256=manifest.tokenizer_sha256,
+        verified=verify,
+        bytes=sum(split.bytes for split in splits.values()),
+        left_out=left_out,
+        splits=splits,
+        sample=_sample(path, manifest),
+    )
 
 
-def _split(manifest: Manifest, name: str) -> dict[str, Any]:
+def _split(manifest: Manifest, name: str) -> SplitFound:
     split = manifest.splits[name]
     targets = split.windows * manifest.context_length
-    return {
-        "documents": split.documents,
-        "too_short": split.too_short,
-        "tokens": split.tokens,
-        "dropped_tokens": split.dropped_tokens,
-        "windows": split.windows,
-        "bytes_per_token": split.target_bytes / targets if targets else None,
-        "shards": len(split.shards),
-        "bytes": sum(shard.bytes for shard in split.shards),
-    }
+    return SplitFound(
+        documents=split.documents,
+        too_short=split.too_short,
+        tokens=split.tokens,
+        dropped_tokens=split.dropped_tokens,
+        windows=split.windows,
+        bytes_per_token=split.target_bytes / targets if targets else None,
+        shards=len(split.shards),
+        bytes=sum(shard.bytes for shard in split.shards),
+    )
 
 
-def _sample(path: Path, manifest: Manifest) -> dict[str, Any] | None:
+def _sample(path: Path, manifest: Manifest) -> Sample | None:
     """The first window as text."""
     name = next((name for name, split in manifest.splits.items() if split.windows), None)
     if name is None:
@@ -72,4 +68,4 @@ def _sample(path: Path, manifest: Manifest) -> dict[str, Any] | None:
         raise ValueError(f"the first window of {path} cannot be read: {error}") from None
     tokenizer = load_tokenizer(path / TOKENIZER_NAME)
     text = tokenizer.decode(tokens[0].tolist(), skip_special_tokens=False)
-    return {"split": name, "window": 0, "text": text}
+    return Sample(name, 0, text)

@@ -1,6 +1,5 @@
 """What a Hugging Face directory is, and whether `egattn convert` can read it; headers only."""
 
-import dataclasses
 import math
 from collections import Counter
 from pathlib import Path
@@ -13,6 +12,7 @@ from egattn.convert.convert import MODEL_TYPE, check_tokenizer, read_own
 from egattn.convert.weights import DTYPES, Weights
 from egattn.data.manifest import TOKENIZER_NAME
 from egattn.inspect.architecture import architecture
+from egattn.inspect.found import Convertible, HuggingFaceFound, Tensors
 from egattn.model import DecoderConfig
 
 
@@ -26,41 +26,40 @@ class _Headers(Weights):
         return np.broadcast_to(np.False_, tensor.shape)
 
 
-def inspect_hugging_face(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+def inspect_hugging_face(path: Path, values: dict[str, Any]) -> HuggingFaceFound:
     """Says what a Hugging Face directory is.
 
     Args:
       path: Directory with config.json and safetensors.
       values: The parsed config.json.
-
-    Returns:
-      Plain values; `obstacle` says why `egattn convert` cannot read it, None if it can, as far as
-      can be told without the tensors' numbers.
     """
-    found: dict[str, Any] = {"kind": "hugging_face", "path": str(path)}
-    found |= {"model_type": values["model_type"], "obstacle": None}
+    tensors = convertible = obstacle = None
     try:
         weights = _Headers(path)
-        found |= _tensors(weights)
-        model, left_out = _model(path, values, weights)
-        tokenizer = path / TOKENIZER_NAME
-        sha256 = check_tokenizer(tokenizer, model.vocab_size) if tokenizer.is_file() else None
+        tensors = _tensors(weights)
+        convertible = _convertible(path, values, weights)
     except (ValueError, FileNotFoundError) as error:
-        return found | {"obstacle": " ".join(str(error).split())}
-    found |= {"architecture": architecture(model), "model": dataclasses.asdict(model)}
-    return found | {"left_out": left_out, "tokenizer_sha256": sha256}
+        obstacle = " ".join(str(error).split())
+    return HuggingFaceFound(path, values["model_type"], obstacle, tensors, convertible)
 
 
-def _tensors(weights: Weights) -> dict[str, Any]:
+def _tensors(weights: Weights) -> Tensors:
     tensors = weights.tensors.values()
     files = sorted({tensor.file for tensor in tensors})
-    return {
-        "tensors": len(tensors),
-        "elements": sum(math.prod(tensor.shape) for tensor in tensors),
-        "dtypes": dict(Counter(tensor.dtype for tensor in tensors)),
-        "files": [file.name for file in files],
-        "bytes": sum(file.stat().st_size for file in files),
-    }
+    return Tensors(
+        tensors=len(tensors),
+        elements=sum(math.prod(tensor.shape) for tensor in tensors),
+        dtypes=dict(Counter(tensor.dtype for tensor in tensors)),
+        files=[file.name for file in files],
+        bytes=sum(file.stat().st_size for file in files),
+    )
+
+
+def _convertible(path: Path, values: dict[str, Any], weights: Weights) -> Convertible:
+    model, left_out = _model(path, values, weights)
+    tokenizer = path / TOKENIZER_NAME
+    sha256 = check_tokenizer(tokenizer, model.vocab_size) if tokenizer.is_file() else None
+    return Convertible(architecture(model), model, left_out, sha256)
 
 
 def _model(path: Path, values: dict[str, Any], weights: Weights) -> tuple[DecoderConfig, list[str]]:

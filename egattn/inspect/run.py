@@ -1,25 +1,32 @@
-"""What a run is: its config, its checkpoints, their parameters, and what it has logged."""
+"""What a run is: its config, its checkpoints, their parameters, and what it has log."""
 
-import dataclasses
-import json
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from egattn.convert.convert import ORIGIN
 from egattn.data import load_manifest
 from egattn.entropy import range_counts
 from egattn.inspect.architecture import architecture
-from egattn.inspect.parameters import counts, learned, table
+from egattn.inspect.found_run import (
+    Checkpoints,
+    DataOfRun,
+    Evaluation,
+    FromHuggingFace,
+    FromRun,
+    FromSeed,
+    Origin,
+    RunFound,
+)
+from egattn.inspect.parameters import learned, parameters
 from egattn.report.runs import load_runs
-from egattn.report.summary import compare
 from egattn.run import RunDirectory
 from egattn.run.integrity import check_intact, is_sealed
-from egattn.run.lines import to_json
 from egattn.train.config import TrainConfig
 from egattn.train.variables import describe_variables, read_variables
 
 
-def inspect_run(path: Path, step: int | None, shapes: bool, verify: bool) -> dict[str, Any]:
+def inspect_run(path: Path, step: int | None, shapes: bool, verify: bool) -> RunFound:
     """Says what a run is.
 
     Args:
@@ -28,104 +35,99 @@ def inspect_run(path: Path, step: int | None, shapes: bool, verify: bool) -> dic
       shapes: Whether to read no array of the checkpoint, and thereby no checksum.
       verify: Whether to compare the checksums of the data.
 
-    Returns:
-      Plain values; None for numbers that are not finite.
-
     Raises:
       FileNotFoundError: If the checkpoint asked for is not there or not intact.
       ValueError: If the config or the records are not those of a run.
     """
-    run = TrainConfig.read(path)
-    saved = _checkpoints(run, shapes)
-    step = saved["newest"] if step is None else _check(run, saved, step, shapes)
-    tokens = None if step is None else step * run.batch_size * run.model.context_length
-    values = {"kind": "run", "path": str(path), "preset": run.preset}
-    values |= {"step": step, "steps": run.steps, "tokens_seen": tokens}
-    values |= {"architecture": architecture(run.model), "model": dataclasses.asdict(run.model)}
-    values |= {"penalty": dataclasses.asdict(run.penalty), "data": _data(run, verify)}
-    values |= {"initialised_from": _origin(run), "checkpoints": saved}
+    config = TrainConfig.read(path)
+    directory = RunDirectory(path)
+    saved = _checkpoints(directory, shapes)
+    step = saved.newest if step is None else _check(directory, saved, step, shapes)
+    variables = None
     if step is not None:
-        values |= _parameters(run, step, shapes)
-    return json.loads(to_json(values | {"evaluation": _evaluation(path)}))
+        read = describe_variables if shapes else read_variables
+        variables = read(directory.checkpoint(step))
+    model, tokens = config.model, config.batch_size * config.model.context_length
+    return RunFound(
+        path=path,
+        preset=config.preset,
+        step=step,
+        steps=config.steps,
+        tokens_seen=None if step is None else step * tokens,
+        architecture=architecture(model),
+        model=model,
+        penalty=config.penalty,
+        data=_data(config, verify),
+        initialised_from=_origin(config),
+        checkpoints=saved,
+        parameters=None if variables is None else parameters(model, variables),
+        learned=None if variables is None or shapes else learned(model, variables["params"]),
+        evaluation=_evaluation(directory),
+    )
 
 
-def _checkpoints(run: TrainConfig, shapes: bool) -> dict[str, Any]:
-    directory = RunDirectory(run.run)
+def _checkpoints(directory: RunDirectory, shapes: bool) -> Checkpoints:
     steps = directory.saved_steps()
-    found: dict[str, Any] = {"steps": steps, "checked": not shapes, "newest": None, "problems": []}
     if shapes:
         sealed = [step for step in steps if is_sealed(directory.checkpoint(step))]
-        return found | {"newest": max(sealed, default=None)}
+        return Checkpoints(steps, checked=False, newest=max(sealed, default=None), problems=[])
     try:
-        found["newest"], problems = directory.newest()
-        found["problems"] = list(problems.values())
+        newest, problems = directory.newest()
     except FileNotFoundError as error:
         # What a run without an intact checkpoint is, is still to be said.
-        found["problems"] = [str(error)]
-    return found
+        return Checkpoints(steps, checked=True, newest=None, problems=[str(error)])
+    return Checkpoints(steps, checked=True, newest=newest, problems=list(problems.values()))
 
 
-def _check(run: TrainConfig, saved: dict[str, Any], step: int, shapes: bool) -> int:
+def _check(directory: RunDirectory, saved: Checkpoints, step: int, shapes: bool) -> int:
     """Raises FileNotFoundError unless a checkpoint can be looked into."""
-    directory = RunDirectory(run.run)
     # Checksums are not compared twice, nor where no array is read.
-    trusted = step == saved["newest"] or (shapes and is_sealed(directory.checkpoint(step)))
+    trusted = step == saved.newest or (shapes and is_sealed(directory.checkpoint(step)))
     if not trusted:
         check_intact(directory.checkpoints, step)
     return step
 
 
-def _parameters(run: TrainConfig, step: int, shapes: bool) -> dict[str, Any]:
-    checkpoint = RunDirectory(run.run).checkpoint(step)
-    variables = describe_variables(checkpoint) if shapes else read_variables(checkpoint)
-    rows = table(run.model, variables)
-    found: dict[str, Any] = {"parameters": {**counts(run.model, rows), "table": rows}}
-    return found if shapes else found | {"learned": learned(run.model, variables["params"])}
-
-
-def _data(run: TrainConfig, verify: bool) -> dict[str, Any]:
+def _data(config: TrainConfig, verify: bool) -> DataOfRun:
     """Where the training data are, and whether they are still what the run was trained on."""
-    about = {"path": str(run.data), "sha256": run.data_sha256 or None}
+    path, sha256 = config.data, config.data_sha256 or None
     try:
-        manifest = load_manifest(run.data, verify=verify)
+        manifest = load_manifest(path, verify=verify)
     except FileNotFoundError:
-        return about | {"state": "missing"}
+        return DataOfRun(path, sha256, "missing")
     except ValueError as error:
-        return about | {"state": "damaged", "problem": str(error)}
-    state = "same" if manifest.sha256 == run.data_sha256 else "other"
-    if not run.data_sha256:
+        return DataOfRun(path, sha256, "damaged", problem=str(error))
+    if sha256 is None:
         # A converted run, which was trained elsewhere.
-        state = "present"
-    return about | {"state": state, "verified": verify}
+        return DataOfRun(path, None, "present", verify)
+    return DataOfRun(path, sha256, "same" if manifest.sha256 == sha256 else "other", verify)
 
 
-def _origin(run: TrainConfig) -> dict[str, Any]:
-    if run.init_from is not None:
-        return {"kind": "run", "path": str(run.init_from), "sha256": run.init_sha256 or None}
-    if (run.run / ORIGIN).is_dir():
-        return {"kind": "hugging_face", "path": str(run.run / ORIGIN)}
-    return {"kind": "seed", "seed": run.seed}
+def _origin(config: TrainConfig) -> Origin:
+    if config.init_from is not None:
+        return FromRun(config.init_from, config.init_sha256 or None)
+    companions = config.run / ORIGIN
+    return FromHuggingFace(companions) if companions.is_dir() else FromSeed(config.seed)
 
 
-def _evaluation(path: Path) -> dict[str, Any] | None:
-    """The last evaluation that the run has logged."""
-    log = RunDirectory(path).metrics
+def _evaluation(directory: RunDirectory) -> Evaluation | None:
+    """The last evaluation that the run has log."""
+    metrics = directory.metrics
     # A run that was killed at its start has a log without one whole line.
-    if not log.is_file() or b"\n" not in log.read_bytes():
+    if not metrics.is_file() or b"\n" not in metrics.read_bytes():
         return None
-    (run,) = load_runs([path])
-    (row,) = compare([run])
-    heads = run.final_entropy
-    if heads is None:
+    (log,) = load_runs([directory.path])
+    if not log.validation:
         return None
-    return {
-        "step": row.evaluated_at,
-        "windows": row.windows,
-        "loss": row.loss,
-        "perplexity": row.perplexity,
-        "bits_per_byte": row.bits_per_byte,
-        "max_entropy": run.max_entropy,
-        "uniform_entropy": run.uniform_entropy,
-        "head_entropy": heads,
-        "range_counts": range_counts(heads),
-    }
+    last = {name: column[-1] for name, column in log.validation.items()}
+    return Evaluation(
+        step=int(last["step"]),
+        windows=int(last["windows"]),
+        loss=float(last["loss"]),
+        perplexity=float(last["perplexity"]),
+        bits_per_byte=float(last["bits_per_byte"]),
+        max_entropy=log.max_entropy,
+        uniform_entropy=log.uniform_entropy,
+        head_entropy=last["head_entropy"],
+        range_counts=np.asarray(range_counts(last["head_entropy"])),
+    )

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -60,12 +60,22 @@ class ExportConfig:
             raise ValueError(f"windows must be >= 1, got {self.windows}")
 
 
-def export(config: ExportConfig) -> dict[str, Any]:
-    """Writes the program.
+class Exported(NamedTuple):
+    """A program that was written."""
 
-    Returns:
-      `name`; `cases`; `difference`, the largest one between the program's logits and the decoder's,
-      both in float32 without encryption, and `largest`, the decoder's largest logit.
+    name: str
+    """For people; both parties see it."""
+    cases: int
+    """Prompts that go with it."""
+    difference: float
+    """Largest one between the program's logits and the decoder's, both in float32 without
+    encryption."""
+    largest: float
+    """The decoder's largest logit."""
+
+
+def export(config: ExportConfig) -> Exported:
+    """Writes the program.
 
     Raises:
       FileNotFoundError: If the run or the checkpoint is missing.
@@ -73,15 +83,15 @@ def export(config: ExportConfig) -> dict[str, Any]:
         activations leave the range of the fixed-point arithmetic.
       RuntimeError: If the program does not compute what the decoder does.
     """
-    run = TrainConfig.read(config.run)
-    run, manifest = with_data(run, config.data, other=True)
-    model = dataclasses.replace(run.model, dtype="float32", implementation="reference")
+    trained = TrainConfig.read(config.run)
+    trained, manifest = with_data(trained, config.data, other=True)
+    model = dataclasses.replace(trained.model, dtype="float32", implementation="reference")
     length = config.length or model.context_length
     if not 1 <= length <= model.context_length:
         raise ValueError(f"length must lie within 1 to {model.context_length}, got {length}")
-    windows = _windows(config, run, manifest, length)
-    tokens, lengths, vocabulary = _prompts(config, run, manifest, windows)
-    step, variables = load_variables(run.run, config.step)
+    windows = _windows(config, trained, manifest, length)
+    tokens, lengths, vocabulary = _prompts(config, trained, manifest, windows)
+    step, variables = load_variables(trained.run, config.step)
     artifact = Program(
         "model",
         f"{config.run.name} step {step}, {length} positions",
@@ -100,34 +110,31 @@ def export(config: ExportConfig) -> dict[str, Any]:
     about = {
         "run": str(config.run),
         "step": step,
-        "preset": run.preset,
-        "config": dataclasses.asdict(run.model),
+        "preset": trained.preset,
+        "config": dataclasses.asdict(trained.model),
         "gelu": config.gelu,
         "ranges": ranges,
     }
     write_artifact(config.out, artifact, compiled, about, {"lengths": lengths}, vocabulary)
-    return {
-        "name": artifact.name,
-        "cases": len(tokens),
-        "difference": difference,
-        "largest": largest,
-    }
+    return Exported(artifact.name, len(tokens), difference, largest)
 
 
-def _windows(config: ExportConfig, run: TrainConfig, manifest: Manifest, length: int) -> np.ndarray:
+def _windows(
+    config: ExportConfig, trained: TrainConfig, manifest: Manifest, length: int
+) -> np.ndarray:
     """Tokens [windows, T] from the start of the validation split, as many as there are."""
     batches = evaluation_batches(
-        run.data, manifest, batch_size=config.windows, context_length=length
+        trained.data, manifest, batch_size=config.windows, context_length=length
     )
     tokens, weights = next(batches)
     return tokens[weights > 0, :-1]
 
 
 def _prompts(
-    config: ExportConfig, run: TrainConfig, manifest: Manifest, windows: np.ndarray
+    config: ExportConfig, trained: TrainConfig, manifest: Manifest, windows: np.ndarray
 ) -> tuple[np.ndarray, list[int], list[str]]:
     """Tokens [cases, T], how many of each row are the prompt, and all tokens as text."""
-    tokenizer = load_tokenizer(run.data / TOKENIZER_NAME)
+    tokenizer = load_tokenizer(trained.data / TOKENIZER_NAME)
     vocabulary = [
         tokenizer.decode([i], skip_special_tokens=False) for i in range(manifest.vocab_size)
     ]
@@ -159,11 +166,11 @@ def _scale(params: dict[str, Any], vocab_size: int) -> float:
     return 2.0 ** round(math.log2(size)) if math.isfinite(size) and size > 0 else 1.0
 
 
-def describe(config: ExportConfig, values: dict[str, Any]) -> str:
+def describe(config: ExportConfig, exported: Exported) -> str:
     """Returns what `export` returned as text."""
     return (
-        f"{values['name']}, {values['cases']} prompts: {config.out}\n"
-        f"program and decoder differ by {values['difference']:.1e} at most (logits up to "
-        f"{values['largest']:.3g}); on {config.windows} windows no number leaves the range of "
+        f"{exported.name}, {exported.cases} prompts: {config.out}\n"
+        f"program and decoder differ by {exported.difference:.1e} at most (logits up to "
+        f"{exported.largest:.3g}); on {config.windows} windows no number leaves the range of "
         "fixed point"
     )

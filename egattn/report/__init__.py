@@ -43,7 +43,7 @@ def write_report(config: ReportConfig) -> Path:
       ValueError: If a run's file is damaged, or `out` holds something else than a report.
       OSError: If `out` cannot be written.
     """
-    runs = load_runs(config.runs)
+    logs = load_runs(config.runs)
     out = config.out.resolve()
     _check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +54,10 @@ def write_report(config: ReportConfig) -> Path:
         staged_directory(out) as staging,
     ):
         with drawing():
-            plots = draw(runs)
+            plots = draw(logs)
             for plot in plots:
                 plot.write(staging)
-        text = render(runs, compare(runs), plots, staging, command)
+        text = render(logs, compare(logs), plots, staging, command)
         (staging / _PAGE).write_text(text, encoding="utf-8")
         if out.exists():
             os.replace(out, Path(old) / "report")

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from egattn.report.runs import Run
+from egattn.report.runs import RunLog
 from egattn.report.style import (
     WIDTH,
     Plot,
@@ -26,14 +26,14 @@ from egattn.report.style import (
 )
 
 
-def loss(runs: Sequence[Run]) -> Plot | None:
+def loss(logs: Sequence[RunLog]) -> Plot | None:
     """Training and validation loss of all runs; None if none logged any."""
     figure = canvas(WIDTH, 4.2)
     ax = figure.subplots()
     rows = []
-    for index, run in enumerate(runs):
+    for index, log in enumerate(logs):
         style = run_style(index)
-        for split, columns in (("train", run.train), ("validation", run.validation)):
+        for split, columns in (("train", log.train), ("validation", log.validation)):
             if not columns:
                 continue
             steps, losses = columns["step"], columns["loss"]
@@ -41,19 +41,19 @@ def loss(runs: Sequence[Run]) -> Plot | None:
                 ax.plot(steps, losses, alpha=0.55, linewidth=1, **style, **markers(steps.size))
             else:
                 ax.plot(steps, losses, marker="D", markersize=5, markeredgecolor="white", **style)
-            rows += [(run.label, split, int(s), x) for s, x in zip(steps, losses, strict=True)]
+            rows += [(log.label, split, int(s), x) for s, x in zip(steps, losses, strict=True)]
     if not rows:
         return None
     ax.set(xlabel="step", ylabel="cross entropy (nats per token)")
     _step_axis(ax)
-    cut = _cut(ax, runs)
+    cut = _cut(ax, logs)
     splits = [
         Line2D([], [], color="#777777", linewidth=1),
         Line2D([], [], color="#777777", marker="D", markersize=5, markeredgecolor="white"),
     ]
     ax.legend(splits, ["training", "validation"], loc="upper right")
-    handles = [Line2D([], [], linewidth=2.5, **run_style(i)) for i in range(len(runs))]
-    labels = [text(run.label) for run in runs]
+    handles = [Line2D([], [], linewidth=2.5, **run_style(i)) for i in range(len(logs))]
+    labels = [text(log.label) for log in logs]
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return Plot(
         "loss",
@@ -67,9 +67,9 @@ def loss(runs: Sequence[Run]) -> Plot | None:
     )
 
 
-def _cut(ax: Axes, runs: Sequence[Run]) -> str:
+def _cut(ax: Axes, logs: Sequence[RunLog]) -> str:
     """Ends the axis where losses start if one rises far above, which would flatten all others."""
-    columns = [[c["loss"] for c in (run.train, run.validation) if c] for run in runs]
+    columns = [[c["loss"] for c in (log.train, log.validation) if c] for log in logs]
     losses = [[x[np.isfinite(x)] for x in of_run] for of_run in columns]
     # A validation may come first when a run has already diverged.
     start = max((x[0][0] for x in losses if x and x[0].size), default=math.inf)
@@ -81,18 +81,18 @@ def _cut(ax: Axes, runs: Sequence[Run]) -> str:
     return " Losses above those at the start are cut off."
 
 
-def layer_entropy(runs: Sequence[Run]) -> Plot | None:
+def layer_entropy(logs: Sequence[RunLog]) -> Plot | None:
     """Layer-mean entropy against step, a panel per run; None if none logged any."""
-    runs = [run for run in runs if run.train]
-    if not runs:
+    logs = [log for log in logs if log.train]
+    if not logs:
         return None
     # Heads that are not finite leave a gap in their layer's line rather than pass for a mean.
-    means = [run.train["head_entropy"].mean(2) for run in runs]
-    figure, axes = _layer_panels(runs, means)
-    for ax, run in zip(axes, runs, strict=True):
-        _mark(ax, run.max_entropy, f"log T = {run.max_entropy:.2f}", "--")
-        _mark(ax, run.uniform_entropy, f"uniform = {run.uniform_entropy:.2f}", ":")
-        ax.set_ylim(0, max(r.max_entropy for r in runs) * 1.12 or 1.0)
+    means = [log.train["head_entropy"].mean(2) for log in logs]
+    figure, axes = _layer_panels(logs, means)
+    for ax, log in zip(axes, logs, strict=True):
+        _mark(ax, log.max_entropy, f"log T = {log.max_entropy:.2f}", "--")
+        _mark(ax, log.uniform_entropy, f"uniform = {log.uniform_entropy:.2f}", ":")
+        ax.set_ylim(0, max(r.max_entropy for r in logs) * 1.12 or 1.0)
         ax.set_ylabel("mean entropy (nats)")
     return Plot(
         "layer_entropy",
@@ -102,17 +102,17 @@ def layer_entropy(runs: Sequence[Run]) -> Plot | None:
         "(early positions see few tokens, so only the last row can reach the dashed log T).",
         figure,
         ("run", "step", "layer", "mean_entropy_nats"),
-        _layer_rows(runs, means),
+        _layer_rows(logs, means),
     )
 
 
-def nonfinite(runs: Sequence[Run]) -> Plot | None:
+def nonfinite(logs: Sequence[RunLog]) -> Plot | None:
     """Non-finite attention rows per layer against step; None if there were none."""
-    runs = [run for run in runs if run.train and run.train["nonfinite"].any()]
-    if not runs:
+    logs = [log for log in logs if log.train and log.train["nonfinite"].any()]
+    if not logs:
         return None
-    counts = [run.train["nonfinite"] for run in runs]
-    figure, axes = _layer_panels(runs, counts)
+    counts = [log.train["nonfinite"] for log in logs]
+    figure, axes = _layer_panels(logs, counts)
     for ax in axes:
         ax.set_yscale("symlog", linthresh=1)
         ax.set_ylim(bottom=0)
@@ -124,16 +124,16 @@ def nonfinite(runs: Sequence[Run]) -> Plot | None:
         "batches; the layer that rises first is the one to look at.",
         figure,
         ("run", "step", "layer", "nonfinite_rows"),
-        _layer_rows(runs, counts),
+        _layer_rows(logs, counts),
     )
 
 
-def temperature_positions(runs: Sequence[Run]) -> Plot | None:
+def temperature_positions(logs: Sequence[RunLog]) -> Plot | None:
     """Temperature against query position, a line per layer; None if no run learned any."""
-    learned = [(run, run.temperature.mean(1)) for run in runs if run.temperature is not None]
+    learned = [(log, log.temperature.mean(1)) for log in logs if log.temperature is not None]
     if not learned:
         return None
-    figure, axes = panels([run.label for run, _ in learned], 3.0)
+    figure, axes = panels([log.label for log, _ in learned], 3.0)
     for ax, (_, layers) in zip(axes, learned, strict=True):
         for colour, line in zip(layer_colours(len(layers)), layers, strict=True):
             ax.plot(np.arange(line.size), line, color=colour, **markers(line.size))
@@ -156,18 +156,20 @@ def temperature_positions(runs: Sequence[Run]) -> Plot | None:
         figure,
         ("run", "layer", "position", "temperature"),
         [
-            (run.label, layer, position, value)
-            for run, layers in learned
+            (log.label, layer, position, value)
+            for log, layers in learned
             for (layer, position), value in np.ndenumerate(layers)
         ],
     )
 
 
-def _layer_panels(runs: Sequence[Run], values: Sequence[np.ndarray]) -> tuple[Figure, list[Axes]]:
+def _layer_panels(
+    logs: Sequence[RunLog], values: Sequence[np.ndarray]
+) -> tuple[Figure, list[Axes]]:
     """A panel per run with a line per layer of its values [N, L] against step."""
-    figure, axes = panels([run.label for run in runs], 3.0)
-    for ax, run, layers in zip(axes, runs, values, strict=True):
-        steps = run.train["step"]
+    figure, axes = panels([log.label for log in logs], 3.0)
+    for ax, log, layers in zip(axes, logs, values, strict=True):
+        steps = log.train["step"]
         for colour, line in zip(layer_colours(layers.shape[1]), layers.T, strict=True):
             ax.plot(steps, line, color=colour, **markers(steps.size))
         ax.set_xlabel("step")
@@ -206,9 +208,9 @@ def _step_axis(ax: Axes) -> None:
     ax.xaxis.set_major_formatter("{x:,.0f}")
 
 
-def _layer_rows(runs: Sequence[Run], values: Sequence[np.ndarray]) -> list[tuple]:
+def _layer_rows(logs: Sequence[RunLog], values: Sequence[np.ndarray]) -> list[tuple]:
     return [
-        (run.label, int(run.train["step"][i]), layer, value)
-        for run, layers in zip(runs, values, strict=True)
+        (log.label, int(log.train["step"][i]), layer, value)
+        for log, layers in zip(logs, values, strict=True)
         for (i, layer), value in np.ndenumerate(layers)
     ]

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import matplotlib.style
 
 from egattn.report import curves, heads, layers
-from egattn.report.runs import Run
+from egattn.report.runs import RunLog
 from egattn.report.style import STYLE, Plot
 
-_FIGURES: tuple[Callable[[Sequence[Run]], Plot | None], ...] = (
+_FIGURES: tuple[Callable[[Sequence[RunLog]], Plot | None], ...] = (
     curves.loss,
     heads.entropy_map,
     heads.ranges,
@@ -32,6 +32,6 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def draw(runs: Sequence[Run]) -> list[Plot]:
+def draw(logs: Sequence[RunLog]) -> list[Plot]:
     """Draws every figure that the runs have data for; call within `drawing`."""
-    return [plot for figure in _FIGURES if (plot := figure(runs)) is not None]
+    return [plot for figure in _FIGURES if (plot := figure(logs)) is not None]

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MultipleLocator
 
 from egattn.entropy import range_counts
-from egattn.report.runs import Run
+from egattn.report.runs import RunLog
 from egattn.report.style import WIDTH, Plot, canvas, panels, spans_decades, text
 
 # Above this many layers or heads the numbers in a heat map's cells would touch.
@@ -28,13 +28,13 @@ _SEGMENTS = (
 )
 
 
-def entropy_map(runs: Sequence[Run]) -> Plot | None:
+def entropy_map(logs: Sequence[RunLog]) -> Plot | None:
     """Heat map of validation head entropy per run; None if no run was evaluated."""
-    maps = [(run.label, run.final_entropy) for run in runs if run.final_entropy is not None]
+    maps = [(log.label, log.final_entropy) for log in logs if log.final_entropy is not None]
     if not maps:
         return None
-    top = max(run.max_entropy for run in runs if run.validation) or 1.0
-    uniform = " or ".join({f"{run.uniform_entropy:.2f}": 0 for run in runs if run.validation})
+    top = max(log.max_entropy for log in logs if log.validation) or 1.0
+    uniform = " or ".join({f"{log.uniform_entropy:.2f}": 0 for log in logs if log.validation})
     figure = _heat_maps(maps, Normalize(0, top), "head entropy (nats)", "{:.2f}")
     return Plot(
         "head_entropy",
@@ -49,27 +49,27 @@ def entropy_map(runs: Sequence[Run]) -> Plot | None:
     )
 
 
-def ranges(runs: Sequence[Run]) -> Plot | None:
+def ranges(logs: Sequence[RunLog]) -> Plot | None:
     """Heads per entropy range as stacked bars; None if no run was evaluated."""
-    runs = [run for run in runs if run.final_entropy is not None]
-    if not runs:
+    logs = [log for log in logs if log.final_entropy is not None]
+    if not logs:
         return None
-    figure = canvas(WIDTH, 0.95 + 0.5 * len(runs))
+    figure = canvas(WIDTH, 0.95 + 0.5 * len(logs))
     ax = figure.subplots()
     rows = []
-    for index, run in enumerate(runs):
-        heads = run.validation["head_entropy"][-1]
+    for index, log in enumerate(logs):
+        heads = log.validation["head_entropy"][-1]
         finite = heads[np.isfinite(heads)]
         counts = [*range_counts(heads).tolist(), heads.size - finite.size]
         _stacked_bar(ax, index, counts)
         largest = f"M = {finite.max():.2f} nats" if finite.size else "no finite head"
         ax.text(1.01, index, largest, va="center", size=8)
         rows += [
-            (run.label, name, count, count / heads.size, finite.max(initial=0))
+            (log.label, name, count, count / heads.size, finite.max(initial=0))
             for (name, _, _), count in zip(_SEGMENTS, counts, strict=True)
         ]
-    ax.set(xlim=(0, 1), ylim=(len(runs) - 0.5, -0.5), xlabel="share of heads")
-    ax.set_yticks(range(len(runs)), [text(run.label) for run in runs])
+    ax.set(xlim=(0, 1), ylim=(len(logs) - 0.5, -0.5), xlabel="share of heads")
+    ax.set_yticks(range(len(logs)), [text(log.label) for log in logs])
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     ax.grid(False)
     shown = {name for _, name, count, *_ in rows if count} | {name for name, *_ in _SEGMENTS[:4]}
@@ -99,9 +99,9 @@ def _stacked_bar(ax: Axes, index: int, counts: Sequence[int]) -> None:
         left += share
 
 
-def temperature_map(runs: Sequence[Run]) -> Plot | None:
+def temperature_map(logs: Sequence[RunLog]) -> Plot | None:
     """Heat map of each head's temperature per run; None if no run learned any."""
-    maps = [(r.label, r.learned["temperature"]) for r in runs if "temperature" in r.learned]
+    maps = [(r.label, r.learned["temperature"]) for r in logs if "temperature" in r.learned]
     values = np.concatenate([heads.ravel() for _, heads in maps]) if maps else np.array([])
     values = values[np.isfinite(values)]
     if not values.size:

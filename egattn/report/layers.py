@@ -7,13 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from egattn.report.runs import Run
+from egattn.report.runs import RunLog
 from egattn.report.style import SINGLE_WIDTH, WIDTH, Plot, canvas, panels, run_style, text
 
 
-def thresholds(runs: Sequence[Run]) -> Plot | None:
+def thresholds(logs: Sequence[RunLog]) -> Plot | None:
     """Learned thresholds per head with layer mean and deviation; None if no run has any."""
-    learned = [(run.label, run.learned["threshold"]) for run in runs if "threshold" in run.learned]
+    learned = [(log.label, log.learned["threshold"]) for log in logs if "threshold" in log.learned]
     if not learned:
         return None
     figure, axes = panels([label for label, _ in learned], 3.0)
@@ -75,9 +75,9 @@ _SCALARS = (
 )
 
 
-def scalars(runs: Sequence[Run]) -> Plot | None:
+def scalars(logs: Sequence[RunLog]) -> Plot | None:
     """Learned alpha, beta and slope against layer, all runs; None if no run has any."""
-    shown = [s for s in _SCALARS if any(s.name in run.learned for run in runs)]
+    shown = [s for s in _SCALARS if any(s.name in log.learned for log in logs)]
     if not shown:
         return None
     figure = canvas(WIDTH if len(shown) > 1 else SINGLE_WIDTH, 3.2)
@@ -85,12 +85,12 @@ def scalars(runs: Sequence[Run]) -> Plot | None:
     for ax, scalar in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         ax.axhline(scalar.neutral, color="#333333", linestyle=(0, (4, 3)), linewidth=1)
         depth = 1
-        for index, run in enumerate(runs):
-            if scalar.name not in run.learned:
+        for index, log in enumerate(logs):
+            if scalar.name not in log.learned:
                 continue
-            mean, deviation = _moments(run, scalar.name)
+            mean, deviation = _moments(log, scalar.name)
             depth = max(depth, mean.size)
-            handles[text(run.label)] = ax.errorbar(
+            handles[text(log.label)] = ax.errorbar(
                 np.arange(mean.size),
                 mean,
                 deviation if deviation.any() else None,
@@ -100,7 +100,7 @@ def scalars(runs: Sequence[Run]) -> Plot | None:
                 **run_style(index),
             )
             rows += [
-                (run.label, scalar.name, layer, m, s)
+                (log.label, scalar.name, layer, m, s)
                 for layer, (m, s) in enumerate(zip(mean, deviation, strict=True))
             ]
         ax.set(xlabel="layer", title=scalar.label)
@@ -118,12 +118,12 @@ def scalars(runs: Sequence[Run]) -> Plot | None:
     )
 
 
-def _moments(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _moments(log: RunLog, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Value and standard deviation over features of each layer [L]."""
-    values = run.learned[name]
+    values = log.learned[name]
     if values.ndim == 0:
         # One value for the whole model is every layer's.
-        values = np.full(run.validation["head_entropy"].shape[1], values)
+        values = np.full(log.validation["head_entropy"].shape[1], values)
     features = values.reshape(len(values), -1)
     return features.mean(1), features.std(1)
 

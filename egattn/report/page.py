@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from egattn.report.runs import Run
+from egattn.report.runs import RunLog
 from egattn.report.style import Plot
 from egattn.report.summary import ABSENT, Row, differing, notes, number, scores
 
@@ -63,7 +63,7 @@ $body
 
 
 def render(
-    runs: Sequence[Run],
+    logs: Sequence[RunLog],
     rows: Sequence[Row],
     plots: Sequence[Plot],
     images: Path,
@@ -72,7 +72,7 @@ def render(
     """Builds the page.
 
     Args:
-      runs: The runs.
+      logs: What the runs say.
       rows: Their comparison, in the same order.
       plots: The figures, in reading order.
       images: Directory in which the figures were written.
@@ -81,17 +81,17 @@ def render(
     Returns:
       HTML; everything that comes from run files is escaped, images are embedded.
     """
-    sections = [_comparison(runs, rows), _settings(runs)]
+    sections = [_comparison(logs, rows), _settings(logs)]
     sections += [_figure(plot, images) for plot in plots]
     return _PAGE.substitute(
         generator=GENERATOR,
         title="Attention entropy report",
-        lead=_escape(f"{len(runs)} run{'s' * (len(runs) > 1)}: " + ", ".join(r.name for r in rows)),
-        body="\n".join([*sections, _origin(runs, command)]),
+        lead=_escape(f"{len(logs)} run{'s' * (len(logs) > 1)}: " + ", ".join(r.name for r in rows)),
+        body="\n".join([*sections, _origin(logs, command)]),
     )
 
 
-def _comparison(runs: Sequence[Run], rows: Sequence[Row]) -> str:
+def _comparison(logs: Sequence[RunLog], rows: Sequence[Row]) -> str:
     header = ["run", "preset", "parameters", "tokens seen", "validation loss"]
     header += ["perplexity", "Δ % perplexity", "bits per byte"]
     header += ["heads per quarter of M (%)", "tokens/s"]
@@ -102,7 +102,7 @@ def _comparison(runs: Sequence[Run], rows: Sequence[Row]) -> str:
         "entropy lies in the first, second, third and last quarter of the run's largest, M. "
         "tokens/s is the median over logged steps."
     )
-    paragraphs = "".join(map(_paragraph, [text, *_caveats(runs, rows), *notes(rows)]))
+    paragraphs = "".join(map(_paragraph, [text, *_caveats(logs, rows), *notes(rows)]))
     return _section("Comparison", _table(header, cells) + paragraphs)
 
 
@@ -123,11 +123,11 @@ def _cells(row: Row, first: bool) -> list[str]:
     ]
 
 
-def _caveats(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
+def _caveats(logs: Sequence[RunLog], rows: Sequence[Row]) -> list[str]:
     """Says what keeps the rows from measuring the same thing."""
     caveats = []
     names = ("data", "model.vocab_size", "model.context_length")
-    changed = [name for name in names if len({str(run.config.get(name)) for run in runs}) > 1]
+    changed = [name for name in names if len({str(log.config.get(name)) for log in logs}) > 1]
     if changed:
         caveats.append(
             f"The runs differ in {', '.join(changed)}, so perplexities need not be comparable; "
@@ -138,14 +138,14 @@ def _caveats(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
     return caveats
 
 
-def _settings(runs: Sequence[Run]) -> str:
-    if len(runs) == 1:
+def _settings(logs: Sequence[RunLog]) -> str:
+    if len(logs) == 1:
         return ""
-    differences = differing(runs)
+    differences = differing(logs)
     if not differences:
         return _section("What differs between the runs", _paragraph("No setting differs."))
     table = _table(
-        ["setting", *(run.label for run in runs)], [[n, *v] for n, v in differences], "words"
+        ["setting", *(log.label for log in logs)], [[n, *v] for n, v in differences], "words"
     )
     return _section("What differs between the runs", table)
 
@@ -163,32 +163,32 @@ def _figure(plot: Plot, images: Path) -> str:
     )
 
 
-def _origin(runs: Sequence[Run], command: Sequence[str]) -> str:
+def _origin(logs: Sequence[RunLog], command: Sequence[str]) -> str:
     """Which command, versions, devices and seeds the page comes from."""
-    rows: list[tuple[str, Callable[[Run], Any]]] = [
-        ("directory", lambda run: run.path),
-        ("started", lambda run: run.starts[0].get("time") if run.starts else None),
-        ("resumed", lambda run: _times(len(run.starts) - 1)),
-        ("devices", lambda run: run.start("devices")),
-        ("mesh", lambda run: _pairs(run.start("mesh"))),
-        ("seed", lambda run: run.config.get("seed")),
-        ("steps", lambda run: f"{run.last_step:,} of {run.config.get('steps', ABSENT)}"),
+    rows: list[tuple[str, Callable[[RunLog], Any]]] = [
+        ("directory", lambda log: log.path),
+        ("started", lambda log: log.starts[0].get("time") if log.starts else None),
+        ("resumed", lambda log: _times(len(log.starts) - 1)),
+        ("devices", lambda log: log.start("devices")),
+        ("mesh", lambda log: _pairs(log.start("mesh"))),
+        ("seed", lambda log: log.config.get("seed")),
+        ("steps", lambda log: f"{log.last_step:,} of {log.config.get('steps', ABSENT)}"),
         ("evaluated", _evaluation),
-        ("versions", lambda run: _pairs(run.start("versions"))),
+        ("versions", lambda log: _pairs(log.start("versions"))),
     ]
     cells = [
-        [name, *(ABSENT if (value := get(run)) is None else str(value) for run in runs)]
+        [name, *(ABSENT if (value := get(log)) is None else str(value) for log in logs)]
         for name, get in rows
     ]
-    table = _table(["", *(run.label for run in runs)], cells, "words")
+    table = _table(["", *(log.label for log in logs)], cells, "words")
     made = f"<p>Made by <code>{_escape(shlex.join(command))}</code> from the runs' own files.</p>"
     return f"<footer>\n<h2>Where this comes from</h2>\n{made}\n{table}\n</footer>"
 
 
-def _evaluation(run: Run) -> str:
-    if not run.validation:
+def _evaluation(log: RunLog) -> str:
+    if not log.validation:
         return "not evaluated"
-    step, windows = (int(run.validation[name][-1]) for name in ("step", "windows"))
+    step, windows = (int(log.validation[name][-1]) for name in ("step", "windows"))
     return f"at step {step:,}, {windows:,} windows"
 
 

@@ -35,8 +35,8 @@ _LEARNED = {"threshold": (2,), "temperature": (2,), "alpha": (1,), "beta": (1,),
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run directory says; numbers that were not finite are NaN."""
+class RunLog:
+    """What a run has written down; numbers that were not finite are NaN."""
 
     label: str
     """Name of the directory, with parents or a number where two runs would share it."""
@@ -82,14 +82,14 @@ class Run:
         return self.starts[-1].get(name) if self.starts else None
 
 
-def load_runs(paths: Sequence[Path]) -> list[Run]:
+def load_runs(paths: Sequence[Path]) -> list[RunLog]:
     """Reads run directories.
 
     Args:
       paths: The directories; a directory may be named twice.
 
     Returns:
-      The runs, in the given order, with distinct labels.
+      What they say, in the given order, with distinct labels.
 
     Raises:
       FileNotFoundError: If a directory is missing or is not a run's.
@@ -100,7 +100,7 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     return [_load(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
 
 
-def _load(path: Path, label: str) -> Run:
+def _load(path: Path, label: str) -> RunLog:
     directory = RunDirectory(path)
     if not path.is_dir():
         raise FileNotFoundError(f"expected a run directory, got {path}, which is no directory")
@@ -108,7 +108,7 @@ def _load(path: Path, label: str) -> Run:
         if not file.is_file():
             raise FileNotFoundError(f"{path} is not a run directory: it has no {file.name}")
     records = _records(directory.metrics)
-    return Run(
+    return RunLog(
         label=label,
         path=path,
         config=_config(directory.config),

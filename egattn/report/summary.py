@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from egattn.entropy import range_shares
-from egattn.report.runs import Run, load_runs
+from egattn.report.runs import RunLog, load_runs
 
 # What tables show where the files say nothing: a dash.
 ABSENT = "\u2013"
@@ -66,9 +66,9 @@ def comparison(paths: Sequence[Path]) -> list[Row]:
     return compare(load_runs(paths))
 
 
-def compare(runs: Sequence[Run]) -> list[Row]:
+def compare(logs: Sequence[RunLog]) -> list[Row]:
     """Compares loaded runs, see `comparison`."""
-    rows = [_row(run) for run in runs]
+    rows = [_row(log) for log in logs]
     first = rows[0].perplexity
     return [dataclasses.replace(row, delta=_delta(row.perplexity, first)) for row in rows]
 
@@ -132,27 +132,27 @@ def number(value: float | None, form: str) -> str:
     return form.format(value) if math.isfinite(value) else "not finite"
 
 
-def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def differing(logs: Sequence[RunLog]) -> list[tuple[str, list[str]]]:
     """Returns the config's leaves that differ, by dotted name, each with its value per run."""
-    names = dict.fromkeys(name for run in runs for name in run.config if name != "run")
-    table = [(name, [_value(run.config, name) for run in runs]) for name in names]
+    names = dict.fromkeys(name for log in logs for name in log.config if name != "run")
+    table = [(name, [_value(log.config, name) for log in logs]) for name in names]
     return [(name, values) for name, values in table if len(set(values)) > 1]
 
 
-def _row(run: Run) -> Row:
-    evaluated = bool(run.validation)
-    last = {name: column[-1] for name, column in run.validation.items()}
-    per_step = run.start("tokens_per_step")
-    speeds = run.train["tokens_per_second"] if run.train else np.array([])
+def _row(log: RunLog) -> Row:
+    evaluated = bool(log.validation)
+    last = {name: column[-1] for name, column in log.validation.items()}
+    per_step = log.start("tokens_per_step")
+    speeds = log.train["tokens_per_second"] if log.train else np.array([])
     speeds = speeds[np.isfinite(speeds)]
-    heads = run.final_entropy
+    heads = log.final_entropy
     return Row(
-        name=run.label,
-        preset=run.config.get("preset"),
-        parameters=run.start("parameters"),
-        step=run.last_step,
-        steps=run.config.get("steps"),
-        tokens=None if per_step is None else run.last_step * per_step,
+        name=log.label,
+        preset=log.config.get("preset"),
+        parameters=log.start("parameters"),
+        step=log.last_step,
+        steps=log.config.get("steps"),
+        tokens=None if per_step is None else log.last_step * per_step,
         evaluated_at=int(last["step"]) if evaluated else None,
         windows=int(last["windows"]) if evaluated else None,
         loss=float(last["loss"]) if evaluated else None,

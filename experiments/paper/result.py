@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from egattn.entropy import range_counts
-from egattn.report.runs import Run, load_runs
+from egattn.report.runs import RunLog, load_runs
 from egattn.report.table import commit
 from egattn.run import RunDirectory
 from egattn.run.lines import append_line, read_lines
@@ -68,74 +68,74 @@ def read(directory: Path) -> dict[str, Any] | None:
     the heads' entropies [L, H] logged before it.
     """
     config = TrainConfig.read(directory)
-    (run,) = load_runs([directory])
+    (log,) = load_runs([directory])
     stops = [x for x in read_lines(RunDirectory(directory).nonfinite) if x["action"] == "stopped"]
-    evaluated = run.validation and int(run.validation["step"][-1]) == config.steps
+    evaluated = log.validation and int(log.validation["step"][-1]) == config.steps
     if not stops and not evaluated:
         return None
-    diverged = _diverged(run, stops[-1]) if stops else None
-    if evaluated and not np.isfinite(run.validation["perplexity"][-1]):
-        diverged = _diverged(run, _last_evaluation(run))
+    diverged = _diverged(log, stops[-1]) if stops else None
+    if evaluated and not np.isfinite(log.validation["perplexity"][-1]):
+        diverged = _diverged(log, _last_evaluation(log))
     return {
-        **_environment(run),
-        "config": {name: value for name, value in run.config.items() if name not in _PATHS},
-        "tokens": run.last_step * config.batch_size * config.model.context_length,
-        **_speed(run, config.model),
+        **_environment(log),
+        "config": {name: value for name, value in log.config.items() if name not in _PATHS},
+        "tokens": log.last_step * config.batch_size * config.model.context_length,
+        **_speed(log, config.model),
         "diverged": diverged,
-        **(_evaluation(run) if diverged is None else {}),
-        "curve": _curve(run),
+        **(_evaluation(log) if diverged is None else {}),
+        "curve": _curve(log),
     }
 
 
-def _environment(run: Run) -> dict[str, Any]:
+def _environment(log: RunLog) -> dict[str, Any]:
     names = ("time", "versions", "devices", "parameters")
-    return {"commit": commit(), **{name: run.start(name) for name in names}}
+    return {"commit": commit(), **{name: log.start(name) for name in names}}
 
 
-def _speed(run: Run, model: Any) -> dict[str, Any]:
+def _speed(log: RunLog, model: Any) -> dict[str, Any]:
     """Mean over all steps but those until the first log line, which compile.
 
     None of a run that was resumed, which compiles again.
     """
-    rates = run.train["tokens_per_second"][1:]
-    if not len(rates) or len(run.starts) > 1:
+    rates = log.train["tokens_per_second"][1:]
+    if not len(rates) or len(log.starts) > 1:
         return {"tokens_per_second": None, "mfu": None}
-    rate = statistics.harmonic_mean(rates, weights=np.diff(run.train["step"]))
+    rate = statistics.harmonic_mean(rates, weights=np.diff(log.train["step"]))
     return {"tokens_per_second": round(rate), "mfu": utilisation(model, rate)}
 
 
-def _diverged(run: Run, stop: dict[str, Any]) -> dict[str, Any]:
-    before = np.flatnonzero(run.train["step"] < stop["step"])
-    heads = _rounded(run.train["head_entropy"][before[-1]]) if len(before) else None
+def _diverged(log: RunLog, stop: dict[str, Any]) -> dict[str, Any]:
+    before = np.flatnonzero(log.train["step"] < stop["step"])
+    heads = _rounded(log.train["head_entropy"][before[-1]]) if len(before) else None
     layers = np.flatnonzero(stop["nonfinite"]).tolist()
     return {"step": stop["step"], "layers": layers, "head_entropy_before": heads}
 
 
-def _last_evaluation(run: Run) -> dict[str, Any]:
+def _last_evaluation(log: RunLog) -> dict[str, Any]:
     """The last step, as one whose numbers were not finite."""
-    bad = ~np.isfinite(run.validation["head_entropy"][-1])
-    return {"step": int(run.validation["step"][-1]), "nonfinite": bad.sum(-1)}
+    bad = ~np.isfinite(log.validation["head_entropy"][-1])
+    return {"step": int(log.validation["step"][-1]), "nonfinite": bad.sum(-1)}
 
 
-def _evaluation(run: Run) -> dict[str, Any]:
-    last = {name: column[-1] for name, column in run.validation.items()}
+def _evaluation(log: RunLog) -> dict[str, Any]:
+    last = {name: column[-1] for name, column in log.validation.items()}
     return {
         **{name: float(last[name]) for name in ("loss", "perplexity", "bits_per_byte")},
         "windows": int(last["windows"]),
         "head_entropy": _rounded(last["head_entropy"]),
         "ranges": range_counts(last["head_entropy"]).tolist(),
-        "learned": {name: _rounded(_short(value)) for name, value in run.learned.items()},
+        "learned": {name: _rounded(_short(value)) for name, value in log.learned.items()},
     }
 
 
-def _curve(run: Run) -> dict[str, Any]:
+def _curve(log: RunLog) -> dict[str, Any]:
     """Loss and layers' mean entropy [L] against the step, thinned out."""
-    count = len(run.train["step"])
+    count = len(log.train["step"])
     kept = np.unique(np.linspace(0, count - 1, min(count, _POINTS)).round().astype(int))
     return {
-        "step": run.train["step"][kept].astype(int).tolist(),
-        "loss": _rounded(run.train["loss"][kept]),
-        "layer_entropy": _rounded(run.train["head_entropy"][kept].mean(-1)),
+        "step": log.train["step"][kept].astype(int).tolist(),
+        "loss": _rounded(log.train["loss"][kept]),
+        "layer_entropy": _rounded(log.train["head_entropy"][kept].mean(-1)),
     }
 
 
