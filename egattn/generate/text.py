@@ -135,6 +135,11 @@ def generate_text(config: GenerateConfig) -> None:
     """
     run = TrainConfig.read(config.run)
     tokenizer = _tokenizer(config, run)
+    if tokenizer.get_vocab_size() > run.model.vocab_size:
+        raise ValueError(
+            f"expected a tokenizer of at most {run.model.vocab_size} tokens, as {config.run} has, "
+            f"got {tokenizer.get_vocab_size()}"
+        )
     end = end_token_id(tokenizer)
     prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in config.prompts]
     _, variables = load_variables(run.run, config.step)
@@ -178,7 +183,10 @@ def _tokenizer(config: GenerateConfig, run: TrainConfig) -> Tokenizer:
         if run.tokenizer_sha256 in ("", sha256_file(path), tokenizer_sha256(tokenizer)):
             return tokenizer
     if not present:
-        raise FileNotFoundError(f"expected a tokenizer.json, got no file at {paths[0]}")
+        where = f"{paths[0]} ({Path.cwd()})"
+        raise FileNotFoundError(
+            f"expected a tokenizer.json, got no file at {where}: --data says where one is"
+        )
     raise ValueError(f"{config.run} was trained with another tokenizer than {present[0]}")
 
 

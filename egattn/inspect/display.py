@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from egattn.run.console import PlainConsole
+
 # Characters of the sample that are shown.
 _SAMPLE = 240
 
@@ -16,10 +18,10 @@ def show(values: dict[str, Any]) -> None:
     Args:
       values: What `inspect` returns.
     """
-    # Into a file rich assumes 80 columns and would fold cells. Names may look like markup.
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = PlainConsole()
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=100)
+        # Rich assumes 80 columns and would fold cells.
+        console = PlainConsole(width=100)
     {"run": _run, "data": _data, "hugging_face": _hugging_face}[values["kind"]](console, values)
 
 

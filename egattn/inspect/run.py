@@ -36,7 +36,7 @@ def inspect_run(path: Path, step: int | None, shapes: bool, verify: bool) -> dic
     """
     run = TrainConfig.read(path)
     saved = _checkpoints(run, shapes)
-    step = saved["newest"] if step is None else _check(run, saved, step, shapes)
+    wanted, step = step, saved["newest"] if step is None else _check(run, saved, step, shapes)
     tokens = None if step is None else step * run.batch_size * run.model.context_length
     values = {"kind": "run", "path": str(path), "preset": run.preset}
     values |= {"step": step, "steps": run.steps, "tokens_seen": tokens}
@@ -44,7 +44,13 @@ def inspect_run(path: Path, step: int | None, shapes: bool, verify: bool) -> dic
     values |= {"penalty": dataclasses.asdict(run.penalty), "data": _data(run, verify)}
     values |= {"initialised_from": _origin(run), "checkpoints": saved}
     if step is not None:
-        values |= _parameters(run, step, shapes)
+        try:
+            values |= _parameters(run, step, shapes)
+        except Exception:
+            # Orbax raises many things where a run that goes on has deleted what is being read.
+            if wanted is not None or RunDirectory(path).checkpoint(step).exists():
+                raise
+            return inspect_run(path, None, shapes, verify)
     return json.loads(to_json(values | {"evaluation": _evaluation(path)}))
 
 
