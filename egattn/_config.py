@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -48,6 +49,48 @@ def shared_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from shared_values(value, f"{prefix}{field.name}.")
         elif not field.metadata.get("local"):
             yield prefix + field.name, value
+
+
+def local_path(path: Path) -> Path:
+    """Returns the path.
+
+    Raises:
+      ValueError: If it is an address, such as gs://bucket/x, which `Path` takes for a directory.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        address = re.sub(":/+", "://", str(path), count=1)
+        raise ValueError(
+            f"expected a path on this machine, got {address}: mount the bucket, or copy from and "
+            "to it"
+        )
+    return path
+
+
+def check_local(config: Any) -> None:
+    """Raises ValueError if a path in a dataclass, or in those that it holds, is an address."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Path):
+                local_path(item)
+            elif dataclasses.is_dataclass(item):
+                check_local(item)
+
+
+def parse_json(text: bytes, where: str) -> Any:
+    """Returns parsed JSON.
+
+    Args:
+      text: The JSON.
+      where: What is read, for error messages.
+
+    Raises:
+      ValueError: If it is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
 
 
 def parse(kind: Any, value: Any, where: str) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from egattn._config import check_local
 from egattn._spelling import unknown
 from egattn.run.command import command_line, end_process
 from egattn.run.signals import active
@@ -272,6 +273,7 @@ def _parse(command: str, kind: type, args: Sequence[str], default: Any = None) -
         raise
     if rest:
         raise ValueError(unknown("argument", rest[0], _options(kind)))
+    check_local(config)
     return config
 
 

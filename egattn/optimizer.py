@@ -1,7 +1,6 @@
 """AdamW as the paper trains: warm-up, decay, clipping, weight decay on matrices only."""
 
 import dataclasses
-import math
 from typing import Any, Literal, get_args
 
 import jax
@@ -45,13 +44,14 @@ class OptimizerConfig:
             raise ValueError(unknown("schedule", self.schedule, get_args(Schedule)))
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup must lie in [0, 1], got {self.warmup}")
+        # As float32 has them: to it 1 - 1e-9 is 1, 1e-50 is 0, and 1e39 infinite.
         for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= getattr(self, name) < 1 - 2**-25:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         for name in ("learning_rate", "eps"):
-            if not 0 < getattr(self, name) < math.inf:
+            if not 2**-126 <= getattr(self, name) < 2**127:
                 raise ValueError(f"{name} must be > 0 and finite, got {getattr(self, name)}")
-        if not 0 <= self.weight_decay < math.inf:
+        if not 0 <= self.weight_decay < 2**127:
             raise ValueError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}")
         if not self.clip > 0:
             raise ValueError(f"clip must be > 0, got {self.clip}")

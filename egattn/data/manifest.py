@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from egattn._config import parse
+from egattn._config import local_path, parse, parse_json
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -118,9 +118,10 @@ def load_manifest(directory: Path, *, verify: bool = True) -> Manifest:
 
     Raises:
         FileNotFoundError: `directory` holds no manifest.
-        ValueError: The manifest is not of this format, or a file is missing or damaged.
+        ValueError: The directory is not on this machine, the manifest is not of this format, or a
+            file is missing or damaged.
     """
-    path = directory / MANIFEST_NAME
+    path = local_path(directory) / MANIFEST_NAME
     if not path.is_file():
         raise FileNotFoundError(
             f"no {MANIFEST_NAME} in {directory}: run `egattn prepare {directory}` first"
@@ -164,10 +165,7 @@ def _check_sha256(path: Path, expected: str) -> None:
 
 
 def _parse_manifest(path: Path) -> Manifest:
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    values = parse_json(path.read_bytes(), str(path))
     version = values.get("format_version") if isinstance(values, dict) else None
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, got {version!r}")

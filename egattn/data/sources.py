@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from egattn._config import local_path
+
 
 def open_source(
     source: str, text_field: str, suffixes: tuple[str, ...]
@@ -37,7 +39,7 @@ def open_source(
     if source.startswith("hf:"):
         name = source.removeprefix("hf:")
         return f"Hugging Face dataset {name}", _read_hugging_face(name, text_field)
-    path = Path(source)
+    path = local_path(Path(source))
     if path.is_dir():
         files = _files_below([path], suffixes)
         if not files:

@@ -135,6 +135,11 @@ def generate_text(config: GenerateConfig) -> None:
     """
     trained = TrainConfig.read(config.run)
     tokenizer = _tokenizer(config, trained)
+    if tokenizer.get_vocab_size() > trained.model.vocab_size:
+        raise ValueError(
+            f"expected a tokenizer of at most {trained.model.vocab_size} tokens, as {config.run} "
+            f"has, got {tokenizer.get_vocab_size()}"
+        )
     end = end_token_id(tokenizer)
     prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in config.prompts]
     _, variables = load_variables(trained.run, config.step)
@@ -178,7 +183,10 @@ def _tokenizer(config: GenerateConfig, trained: TrainConfig) -> Tokenizer:
         if trained.tokenizer_sha256 in ("", sha256_file(path), tokenizer_sha256(tokenizer)):
             return tokenizer
     if not present:
-        raise FileNotFoundError(f"expected a tokenizer.json, got no file at {paths[0]}")
+        where = f"{paths[0]} ({Path.cwd()})"
+        raise FileNotFoundError(
+            f"expected a tokenizer.json, got no file at {where}: --data says where one is"
+        )
     raise ValueError(f"{config.run} was trained with another tokenizer than {present[0]}")
 
 

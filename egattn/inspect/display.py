@@ -6,6 +6,7 @@ from egattn.inspect.display_run import show_run
 from egattn.inspect.found import Convertible, DataFound, HuggingFaceFound, Tensors
 from egattn.inspect.found_run import RunFound
 from egattn.inspect.layout import show_facts, table
+from egattn.run.console import PlainConsole
 
 # Characters of the sample that are shown.
 _SAMPLE = 240
@@ -17,10 +18,10 @@ def show(found: RunFound | DataFound | HuggingFaceFound) -> None:
     Args:
       found: What `inspect` returns.
     """
-    # Into a file rich assumes 80 columns and would fold cells. Names may look like markup.
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = PlainConsole()
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=100)
+        # Rich assumes 80 columns and would fold cells.
+        console = PlainConsole(width=100)
     if isinstance(found, RunFound):
         show_run(console, found)
     elif isinstance(found, DataFound):

@@ -42,11 +42,17 @@ def inspect_run(path: Path, step: int | None, shapes: bool, verify: bool) -> Run
     config = TrainConfig.read(path)
     directory = RunDirectory(path)
     saved = _checkpoints(directory, shapes)
-    step = saved.newest if step is None else _check(directory, saved, step, shapes)
+    wanted, step = step, saved.newest if step is None else _check(directory, saved, step, shapes)
     variables = None
     if step is not None:
         read = describe_variables if shapes else read_variables
-        variables = read(directory.checkpoint(step))
+        try:
+            variables = read(directory.checkpoint(step))
+        except Exception:
+            # Orbax raises many things where a run that goes on has deleted what is being read.
+            if wanted is not None or directory.checkpoint(step).exists():
+                raise
+            return inspect_run(path, None, shapes, verify)
     model, tokens = config.model, config.batch_size * config.model.context_length
     return RunFound(
         path=path,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from typing import Any, Literal, NamedTuple, get_args
 
 from egattn._config import RUNTIME
@@ -85,8 +84,11 @@ class DecoderConfig:
         """Checks the values."""
         for field in dataclasses.fields(self):
             _check_names(field.name, getattr(self, field.name))
-        for name in ("vocab_size", "context_length", "num_layers", "num_heads", "embed_dim"):
-            _require(getattr(self, name) >= 1, f"{name} must be >= 1, got {getattr(self, name)}")
+        sizes = ("vocab_size", "context_length", "num_layers", "num_heads", "embed_dim", "ffn_dim")
+        for name in sizes:
+            size, option = getattr(self, name), {"ffn_dim": "hidden_dim"}.get(name, name)
+            _require(size >= 1, f"{option} must be >= 1, got {size}")
+            _require(size < 2**31, f"{option} must be < 2^31, got {size}")
         _require(
             self.embed_dim % self.num_heads == 0,
             f"num_heads must divide embed_dim, got {self.num_heads} and {self.embed_dim}",
@@ -95,11 +97,17 @@ class DecoderConfig:
             self.kv_heads >= 1 and self.num_heads % self.kv_heads == 0,
             f"num_kv_heads must divide num_heads, got {self.num_kv_heads} and {self.num_heads}",
         )
+        # To float32 1e-50 is 0, and 1e39 infinite.
         for name in ("temperature", "init_std"):
             value = getattr(self, name)
             _require(
-                value is None or 0 < value < math.inf, f"{name} must be > 0 and finite, got {value}"
+                value is None or 2**-126 <= value < 2**127,
+                f"{name} must be > 0 and finite, got {value}",
             )
+        _require(
+            abs(self.initial_slope) < 2**127,
+            f"initial_slope must be finite, got {self.initial_slope}",
+        )
         _require(
             self.threshold is None or 0 <= self.threshold <= 1,
             f"threshold must lie in [0, 1], got {self.threshold}",

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from egattn.model import DecoderConfig
@@ -13,6 +12,7 @@ from egattn.private.communication import Communication, calibration, communicati
 from egattn.private.cost import Nonlinearity, cost
 from egattn.private.paper import PAPER, billions
 from egattn.private.program import Gelu
+from egattn.run.console import PlainConsole
 
 _SYMBOLS = {"softmax": "SM", "layer_norm": "LN", "gelu": "G", "relu": "R", "leaky_relu": "LR"}
 
@@ -40,7 +40,7 @@ def _as_dict(config: DecoderConfig, gelu: Gelu = "tanh") -> dict[str, Any]:
 def show(config: DecoderConfig, gelu: Gelu) -> None:
     """Prints one network's counts and estimates."""
     result = cost(config)
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(soft_wrap=True)
     console.print(f"nonlinear operations: {operations(result.nonlinearities)}")
     if result.final:
         console.print(f"after the blocks: {operations(result.final)}")
@@ -92,7 +92,7 @@ def show_paper() -> None:
             f"{row.gigabytes:.2f}",
             f"{row.minutes:.2f}",
         )
-    Console(highlight=False, soft_wrap=True, width=160).print(table)
+    PlainConsole(soft_wrap=True, width=160).print(table)
 
 
 def operations(nonlinearities: Iterable[Nonlinearity]) -> str:

@@ -2,9 +2,11 @@
 
 import concurrent.futures
 import contextlib
+import glob
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,25 @@ def restore(checkpoint: Path, target: Any) -> Any:
     """
     layout = ocp.checkpoint_utils.construct_restore_args(target)
     items: Any = ocp.args.PyTreeRestore(target, restore_args=layout)
-    # Orbax declares a path type of its own and takes every one.
-    place: Any = checkpoint.resolve() / "state"
-    return _handler().restore(place, args=items)
+    with plainly_named(checkpoint / "state") as place:
+        return _handler().restore(place, args=items)
+
+
+@contextlib.contextmanager
+def plainly_named(directory: Path) -> Iterator[Any]:
+    """Gives a name of a directory that Orbax can use: it takes brackets in one for a pattern.
+
+    Yields:
+      The path; Orbax declares a type of its own and takes every one.
+    """
+    path = directory.resolve()
+    if glob.escape(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="egattn-") as here:
+        link = Path(here) / "link"
+        link.symlink_to(path)
+        yield link
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
@@ -84,8 +102,9 @@ class Saver:
         self._pending: concurrent.futures.Future | None = None
         directory.checkpoints.mkdir(exist_ok=True)
         processes = _processes()
+        self._stack = contextlib.ExitStack()
         self._manager = _Manager(
-            directory.checkpoints,
+            self._stack.enter_context(plainly_named(directory.checkpoints)),
             item_handlers={
                 "state": _handler(),
                 "data": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
@@ -104,7 +123,7 @@ class Saver:
 
     def __exit__(self, *_):
         """Waits for the last save; raises what it raised."""
-        with contextlib.closing(self._manager):
+        with self._stack, contextlib.closing(self._manager):
             self._thread.shutdown()
             self._deleter.shutdown()
             self._wait()

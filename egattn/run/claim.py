@@ -36,18 +36,21 @@ class Claim(NamedTuple):
         """
         if jax.process_index() != 0:
             return []
-        self.directory.write_config(self.config)
         saved = self.directory.saved()
-        lines = [f"{line}; {self._put_aside(s, s <= saved)}" for s, line in self.problems.items()]
-        for path in (self.directory.metrics, self.directory.nonfinite):
+        lines = [f"{line}; {self._put_aside(s, saved)}" for s, line in self.problems.items()]
+        if saved > self.step and saved not in self.problems:
+            lines.append(f"checkpoint {saved} is gone, which the records say was saved")
+        for path in self.directory.records:
             drop_after(path, self.step)
+        # After the records: with another config they would tell of saves that were never due.
+        self.directory.write_config(self.config)
         self.directory.checkpoints.mkdir(exist_ok=True)
         return lines
 
-    def _put_aside(self, step: int, completed: bool) -> str:
+    def _put_aside(self, step: int, saved: int) -> str:
+        """Removes what a killed save has left, if the records tell; moves anything else."""
         path = self.directory.checkpoint(step)
-        if not completed and not is_sealed(path):
-            # What a killed save has left: its step is computed again.
+        if 0 < saved < step and not is_sealed(path):
             shutil.rmtree(path)
             return "removed"
         target = self.directory.damaged / str(step)
@@ -70,18 +73,21 @@ def claimed(config: RunConfig) -> Iterator[Claim]:
     if jax.process_index() != 0:
         yield Claim(directory, config, _told(0), {})
         return
-    if directory.path.exists() and not directory.path.is_dir():
+    if not directory.config.exists() and not directory.is_empty():
         raise ValueError(f"{directory.path} exists and is not a run directory")
     new = not directory.path.exists()
-    try:
-        with locked(directory.lock) as free:
-            if not free:
-                raise ValueError(f"another process is training {directory.path}")
+    with locked(directory.lock) as free:
+        if not free:
+            raise ValueError(f"another process is training {directory.path}")
+        try:
             step, problems = _examine(directory, config)
             yield Claim(directory, config, _told(step), problems)
-    finally:
-        if new and directory.is_empty():
-            shutil.rmtree(directory.path, ignore_errors=True)
+        finally:
+            if new and directory.is_empty():
+                # A trace of the first step may be there.
+                with contextlib.suppress(OSError):
+                    directory.lock.unlink()
+                    directory.path.rmdir()
 
 
 def _told(step: int) -> int:
@@ -94,10 +100,10 @@ def _told(step: int) -> int:
 def _examine(directory: RunDirectory, config: RunConfig) -> tuple[int, dict[int, str]]:
     """Newest intact step, and what is wrong with newer ones; changes nothing."""
     if not directory.config.exists():
-        if not directory.is_empty():
-            raise ValueError(f"{directory.path} exists and is not a run directory")
         return 0, {}
     before = directory.read_config(type(config))
+    for path in directory.records:
+        read_lines(path)
     step, problems = directory.newest()
     saved = directory.saved() or _surely_saved(directory, before)
     if step is None and saved:

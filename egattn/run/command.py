@@ -1,6 +1,8 @@
 """What every command does: it listens to signals, and says in one line what its user can mend."""
 
+import atexit
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -25,7 +27,11 @@ def command_line(name: str, *, ends_process: bool = True) -> Iterator[None]:
     Raises:
       SystemExit: In place of such an error.
     """
+    _open_streams()
     stop = StopRequest().__enter__()
+    if ends_process:
+        # Registered first, so that it runs last.
+        atexit.register(stop.ignore)
     try:
         yield
         sys.stdout.flush()
@@ -34,6 +40,16 @@ def command_line(name: str, *, ends_process: bool = True) -> Iterator[None]:
     finally:
         if not ends_process:
             stop.__exit__()
+
+
+def _open_streams() -> None:
+    """Makes printing safe: where a stream is closed, and whatever names hold."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Otherwise the next file to be opened would get its number, and what libraries print.
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _end(name: str, error: Exception, stop: StopRequest) -> None:

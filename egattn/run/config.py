@@ -6,8 +6,10 @@ from pathlib import Path
 import tyro
 
 from egattn._config import RUNTIME
-from egattn.run.directory import local_path
 from egattn.run.processes import DistributedConfig
+
+# Steps are counted in int32.
+_MOST = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,6 @@ class RunConfig:
 
     def __post_init__(self):
         """Checks the values."""
-        local_path(self.run)
         for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
             self.check_at_least(name, 1)
         self.check_at_least("keep_checkpoints", 1)
@@ -55,9 +56,11 @@ class RunConfig:
             )
 
     def check_at_least(self, name: str, least: int) -> None:
-        """Raises ValueError unless a field has at least this value."""
-        if not getattr(self, name) >= least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        """Raises ValueError unless a field has at least this value, and steps can count to it."""
+        if not least <= getattr(self, name) <= _MOST:
+            raise ValueError(
+                f"{name} must lie within {least} to {_MOST}, got {getattr(self, name)}"
+            )
 
     def advice(self, before: "RunConfig") -> str:
         """What a message adds that refuses to go on with a run, whose config was `before`."""

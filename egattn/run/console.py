@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,27 +14,56 @@ from rich.table import Table
 from egattn.run.signals import silence
 
 
-class _Console(Console):
-    """Raises where Rich would end the process."""
+class PlainConsole(Console):
+    """Prints names as they are, which may look like Rich's markup, and fails like `print`."""
+
+    def __init__(self, **options: Any):
+        """Args: options of Rich's console."""
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
+        """Raises where Rich would end the process."""
         raise BrokenPipeError
 
 
-class Display:
-    """Progress of one run.
+class _Output:
+    """Standard output, which falls silent once it fails, say because nobody reads any more.
 
-    Silent on processes other than 0, and for good once it fails, say because nobody reads any more:
-    showing progress may not end a run.
+    Whatever thread writes: Rich would end the process, or the thread that draws the bar.
+    """
+
+    def __init__(self):
+        self._stream: Any = sys.stdout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        with self._guarded():
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._guarded():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):
+            silence()
+
+
+class Display:
+    """Progress of one run; silent on processes other than 0.
+
+    Showing it may not end a run: what cannot be written is not.
     """
 
     def __init__(self, steps: int, unit: str, units_per_step: int):
         """Args: steps of the run, and what a step consists of, e.g. "tokens", and how many."""
         self._steps, self._unit, self._per_step = steps, unit, units_per_step
-        # Names of runs and files may look like Rich's markup.
-        self._console = _Console(
-            quiet=jax.process_index() != 0, highlight=False, markup=False, soft_wrap=True
-        )
+        self._console = PlainConsole(file=_Output(), quiet=jax.process_index() != 0, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -49,40 +79,28 @@ class Display:
 
     def __exit__(self, *_):
         """Ends the bar."""
-        with self._guarded():
-            self._bar.stop()
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            self._console.quiet = True
-            silence()
+        self._bar.stop()
 
     def header(self, lines: Iterable[str | Table], first_step: int) -> None:
         """Prints what the run is; then the bar begins."""
-        with self._guarded():
-            for line in lines:
-                self._console.print(line)
-            if first_step:
-                self._console.print(f"resumed at step {first_step}")
-            self._task = self._bar.add_task("training", total=self._steps, completed=first_step)
-            self._bar.start()
+        for line in lines:
+            self._console.print(line)
+        if first_step:
+            self._console.print(f"resumed at step {first_step}")
+        self._task = self._bar.add_task("training", total=self._steps, completed=first_step)
+        self._bar.start()
 
     def note(self, line: str) -> None:
         """Prints a line of its own."""
-        with self._guarded():
-            self._console.print(line)
+        self._console.print(line)
 
     def train(self, step: int, loss: float, rate: float) -> None:
         """Shows a logged training step; `rate` in units per second."""
         shown = f"{rate:,.0f} {self._unit}/s"
-        with self._guarded():
-            if not self._console.is_terminal:
-                left = (self._steps - step) * self._per_step / rate
-                self._console.print(f"step {step}  loss {loss:.4f}  {shown}  {left:.0f} s left")
-            self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}  {shown}")
+        if not self._console.is_terminal:
+            left = (self._steps - step) * self._per_step / rate
+            self._console.print(f"step {step}  loss {loss:.4f}  {shown}  {left:.0f} s left")
+        self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}  {shown}")
 
 
 def parameter_table(params: Any) -> Table:

@@ -1,34 +1,17 @@
 """The directory of a run: what its files are called, and how they are read."""
 
 import dataclasses
-import json
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from egattn._config import parse, to_json
+from egattn._config import local_path, parse, parse_json, to_json
 from egattn.run.integrity import check_intact, newest_intact, saved_steps
 from egattn.run.lines import read_lines, replaced
 from egattn.run.signals import say
 
 _T = TypeVar("_T")
-
-
-def local_path(path: Path) -> Path:
-    """Returns the path.
-
-    Raises:
-      ValueError: If it is an address, such as gs://bucket/x, which `Path` takes for a directory.
-    """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
-        address = str(path).replace(":/", "://", 1)
-        raise ValueError(
-            f"expected a path on this machine, got {address}: mount the bucket, or copy from and "
-            "to it"
-        )
-    return path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +38,11 @@ class RunDirectory:
     def nonfinite(self) -> Path:
         """One record per step that was not finite."""
         return self.path / "nonfinite.jsonl"
+
+    @property
+    def records(self) -> tuple[Path, Path]:
+        """Both files of records."""
+        return self.metrics, self.nonfinite
 
     @property
     def checkpoints(self) -> Path:
@@ -94,10 +82,7 @@ class RunDirectory:
         """
         if not self.config.is_file():
             raise FileNotFoundError(f"{self.path} is not a run directory: it has no config.json")
-        try:
-            tree = json.loads(self.config.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{self.config} is not JSON: {error}") from None
+        tree = parse_json(self.config.read_bytes(), str(self.config))
         config: Any = parse(kind, tree, str(self.config))
         return dataclasses.replace(config, run=self.path)
 
@@ -111,7 +96,7 @@ class RunDirectory:
         return newest_intact(self.checkpoints, below)
 
     def read_checkpoint(
-        self, read: Callable[[Path], _T], step: int | None = None
+        self, read: Callable[[Path], _T], step: int | None = None, below: float = math.inf
     ) -> tuple[int, _T]:
         """Reads one checkpoint, by default the newest intact one.
 
@@ -121,6 +106,7 @@ class RunDirectory:
         Args:
           read: Reads the directory of one.
           step: Which one.
+          below: Only steps below this one count.
 
         Returns:
           Its step, and what `read` returned.
@@ -131,19 +117,19 @@ class RunDirectory:
         while True:
             before = self.saved_steps()
             try:
-                found = self._newest_said() if step is None else self._checked(step)
+                found = self._newest_said(below) if step is None else self._checked(step)
                 return found, read(self.checkpoint(found))
             except Exception:
                 # Orbax raises many things where a file is gone.
-                if step is not None or self.saved_steps() == before:
+                if self.saved_steps() == before:
                     raise
 
     def _checked(self, step: int) -> int:
         check_intact(self.checkpoints, step)
         return step
 
-    def _newest_said(self) -> int:
-        step, skipped = self.newest()
+    def _newest_said(self, below: float) -> int:
+        step, skipped = self.newest(below)
         for line in skipped.values():
             say(line, error=True)
         if step is None:
@@ -156,15 +142,14 @@ class RunDirectory:
         Raises:
           ValueError: If the records are damaged, naming the line.
         """
-        return max(
-            (r["step"] for r in read_lines(self.metrics) if r.get("kind") == "save"), default=0
-        )
+        records = read_lines(self.metrics)
+        return max((r.get("step", 0) for r in records if r.get("kind") == "save"), default=0)
 
     def is_empty(self) -> bool:
         """Whether there is nothing here but what a start that failed can leave."""
         if not self.path.exists():
             return True
-        leftovers = {self.lock.name, f"{self.config.name}.partial"}
+        leftovers = {self.lock.name, self.profile.name, f"{self.config.name}.partial"}
         return self.path.is_dir() and {p.name for p in self.path.iterdir()} <= leftovers
 
     def saved_steps(self) -> list[int]:

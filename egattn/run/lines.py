@@ -11,6 +11,8 @@ from typing import IO, Any
 import jax
 import numpy as np
 
+from egattn._config import parse_json
+
 
 def to_json(record: dict[str, Any]) -> str:
     """Returns numbers and arrays as one line of JSON; what is not finite becomes null."""
@@ -29,10 +31,22 @@ def _plain(value: Any) -> Any:
     return value
 
 
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Names a file where writing it fails, which the operating system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def append_line(file: IO[bytes], record: dict[str, Any]) -> None:
     """Writes a record as one line of JSON, numbers that are not finite as null."""
-    file.write(to_json(record).encode() + b"\n")
-    file.flush()
+    with named(Path(file.name)):
+        file.write(to_json(record).encode() + b"\n")
+        file.flush()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -41,16 +55,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     A last line that a kill has torn is left out.
 
     Raises:
-      ValueError: If another line is no JSON object, naming it.
+      ValueError: If another line is no record, naming it.
     """
     records = []
     for number, line in enumerate(_whole_lines(path), 1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path} line {number} is not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path} line {number}: expected an object, got {record!r}"[:300])
+        record = parse_json(line, f"{path} line {number}")
+        if not isinstance(record, dict) or type(record.get("step", 0)) is not int:
+            raise ValueError(
+                f"{path} line {number}: expected an object with a whole step, got {record!r}"[:300]
+            )
         records.append(record)
     return records
 
@@ -61,7 +74,7 @@ def _whole_lines(path: Path) -> list[bytes]:
     if torn.strip(b"\0 "):
         # Files that people have edited may lack the last newline.
         with contextlib.suppress(ValueError):
-            json.loads(torn)
+            parse_json(torn, "")
             lines.append(torn)
     return lines
 
@@ -84,6 +97,11 @@ def drop_after(path: Path, step: int) -> None:
 def replaced(path: Path) -> Iterator[IO[bytes]]:
     """Gives a file to write, which takes the place of `path` once it is complete."""
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        yield file
-    os.replace(partial, path)
+    try:
+        with named(partial), partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise

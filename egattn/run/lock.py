@@ -46,7 +46,8 @@ def _acquire(file: IO[bytes], path: Path, wait: bool) -> bool:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 return False
             if error.errno not in _NO_LOCKS:
-                raise
+                what = f"cannot be locked: {error.strerror}"
+                raise OSError(error.errno, what, str(path)) from None
         else:
             # Whoever held it may have renamed or removed the file since it was opened.
             return path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino

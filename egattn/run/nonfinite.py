@@ -16,7 +16,7 @@ class Nonfinite:
         """Args: the run's, and how many such steps may be left out."""
         self._directory, self._path, self._budget = directory, directory.nonfinite, budget
         past = read_lines(self._path)
-        self.skipped = sum(record["action"] == "skipped" for record in past)
+        self.skipped = sum(record.get("action") == "skipped" for record in past)
         """Steps left out so far."""
 
     def found(

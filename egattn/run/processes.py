@@ -48,8 +48,10 @@ class DistributedConfig:
                 f"got {self.process_id}"
             )
         for name in ("join_timeout", "heartbeat_timeout"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"distributed {name} must be positive, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) < 2**31:
+                raise ValueError(
+                    f"distributed {name} must lie within 1 to 2^31, got {getattr(self, name)}"
+                )
 
 
 def join(config: DistributedConfig, stop: StopRequest) -> None:

@@ -33,7 +33,11 @@ class Profiler:
         """Ends an open trace."""
         if self._open:
             self._open = False
-            jax.profiler.stop_trace()
+            try:
+                jax.profiler.stop_trace()
+            except (OSError, jax.errors.JaxRuntimeError) as error:
+                self._note(f"no profile: {' '.join(str(error).split())}")
+                return
             self._note(
                 f"profile: {self._directory} (*.trace.json.gz opens in ui.perfetto.dev, the "
                 f"directory in XProf)"

@@ -2,19 +2,26 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from matplotlib import colormaps
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2 as _event_pb2
 
 from egattn.run.directory import RunDirectory
-from egattn.run.lines import append_line, read_lines
+from egattn.run.lines import append_line, named, read_lines
 from egattn.run.signals import say
 
+# Protobuf makes its classes at run time.
+event_pb2: Any = _event_pb2
 _NOTHING: Mapping[str, Any] = {}
+# Seconds until TensorBoard can see an event at the latest.
+_FLUSHED_EVERY = 60
 
 
 class Records:
@@ -32,7 +39,8 @@ class Records:
     def __exit__(self, *_):
         """Closes the file."""
         if self._file:
-            self._file.close()
+            with named(self._path):
+                self._file.close()
 
     def write(self, kind: str, step: int | None, values: Mapping[str, Any] = _NOTHING) -> None:
         """Writes one record: its kind, its step if it has one, plain values or arrays.
@@ -47,7 +55,7 @@ class Records:
     def has(self, kind: str, step: int) -> bool:
         """Whether there is a record of this kind and step; only process 0 knows."""
         lines = read_lines(self._path) if self._file else []
-        return any(x["kind"] == kind and x.get("step") == step for x in lines)
+        return any(x.get("kind") == kind and x.get("step") == step for x in lines)
 
 
 class Board:
@@ -58,42 +66,42 @@ class Board:
     """
 
     def __init__(self, directory: RunDirectory, resumed_at: int):
-        self._writer: Any = None
+        # Not a `SummaryWriter`, whose thread writes: were that to die, say of a full disk, its
+        # queue would soon be full, and whoever adds to it wait for ever.
+        self._events: EventsWriter | None = None
+        self._flushed = time.monotonic()
         if jax.process_index() == 0:
             with self._guarded():
-                self._writer = SummaryWriter(str(directory.tensorboard), purge_step=resumed_at + 1)
+                directory.tensorboard.mkdir(exist_ok=True)
+                self._events = EventsWriter(str(directory.tensorboard / "events"))
+                # Events of later steps, of a run that was killed, no longer count.
+                begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                self._add(resumed_at + 1, session_log=begun)
 
     def __enter__(self):
         """Returns itself."""
         return self
 
     def __exit__(self, *_):
-        """Flushes and closes the files."""
-        self._add("close")
+        """Flushes and closes the file."""
+        with self._guarded():
+            if self._events is not None:
+                self._events.close()
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            self._writer = None
+            events, self._events = self._events, None
+            with contextlib.suppress(OSError):
+                if events is not None:
+                    events.close()
             say(f"TensorBoard events end here: {error}", error=True)
 
-    def _add(self, method: str, *args: Any, **kwargs: Any) -> None:
-        with self._guarded():
-            if self._writer is not None:
-                self._check_worker()
-                getattr(self._writer, method)(*args, **kwargs)
-
-    def _check_worker(self) -> None:
-        """Raises OSError if the writer's thread has died, say of a full disk.
-
-        Its queue would soon be full, and whoever adds to it wait for ever.
-        """
-        events = self._writer.file_writer.event_writer
-        if not events._worker.is_alive():
-            events._event_queue.cancel_join_thread()
-            raise OSError("they cannot be written")
+    def _add(self, step: int, **content: Any) -> None:
+        if self._events is not None:
+            self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
 
     def draw(
         self,
@@ -104,9 +112,11 @@ class Board:
     ) -> None:
         """Adds a record: its numbers, and what `more` adds of it."""
         with self._guarded():
-            if self._writer is not None:
+            if self._events is not None:
                 self.scalars(kind, step, values)
                 more(self, kind, step, values)
+                if time.monotonic() - self._flushed > _FLUSHED_EVERY:
+                    self.flush()
 
     def scalars(self, group: str, step: int, values: Mapping[str, Any]) -> None:
         """Adds `group/name` for each value that is a number."""
@@ -116,12 +126,12 @@ class Board:
 
     def scalar(self, name: str, step: int, value: Any) -> None:
         """Adds a number."""
-        self._add("add_scalar", name, value, step)
+        self._add(step, summary=summary.scalar(name, value))
 
     def histogram(self, name: str, step: int, values: np.ndarray) -> None:
         """Adds a histogram of numbers, unless some are not finite."""
         if np.isfinite(values).all():
-            self._add("add_histogram", name, values.reshape(-1), step)
+            self._add(step, summary=summary.histogram(name, values.reshape(-1), bins="auto"))
 
     def heat_map(self, name: str, step: int, values: np.ndarray, top: float) -> None:
         """Adds an image of values [rows, columns], from 0 (dark) to `top` (bright)."""
@@ -130,8 +140,11 @@ class Board:
 
     def image(self, name: str, step: int, pixels: np.ndarray) -> None:
         """Adds an image [height, width, 3] of numbers from 0 to 1."""
-        self._add("add_image", name, pixels.astype(np.float32), step, dataformats="HWC")
+        shown = summary.image(name, pixels.astype(np.float32), dataformats="HWC")
+        self._add(step, summary=shown)
 
     def flush(self) -> None:
         """Writes what is still in memory."""
-        self._add("flush")
+        if self._events is not None:
+            self._events.flush()
+        self._flushed = time.monotonic()

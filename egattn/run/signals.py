@@ -9,9 +9,15 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Seconds in which a signal that comes again is the same request: `timeout` and some terminals send
+# it to the process and to its group.
+_ONE_REQUEST = 0.2
+# Seconds that work which cannot go on later has to clean up.
+_GRACE = 5
 
 
 class Preempted(Exception):
@@ -23,8 +29,9 @@ class StopRequest:
 
     At first nothing would be lost: a signal ends the process there and then, with status 128 + its
     number, for Python's own handlers would have to wait until XLA has compiled. `keeping` and
-    `waiting` say otherwise for what they enclose. A second signal always ends the process at once.
-    A signal that was ignored when the process began, as after `nohup`, stays ignored.
+    `waiting` say otherwise for what they enclose, but what cannot go on later ends within seconds.
+    A second signal always ends the process at once. A signal that was ignored when the process
+    began, as after `nohup`, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -49,6 +56,11 @@ class StopRequest:
             self._wakeup = signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=self._watch, daemon=True).start()
         return self
+
+    def ignore(self) -> None:
+        """Ends listening as the last thing of a process: its work is done, a signal comes late."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
 
     def __exit__(self, *_):
         """Gives the signals back."""
@@ -104,18 +116,31 @@ class StopRequest:
 
     def _watch(self) -> None:
         """Runs beside the main thread, which may be in the compiler for a minute."""
-        numbers = b""
-        while received := self._near.recv(64):
-            numbers += bytes(n for n in received if n in self._before)
-            if len(numbers) > 1:
-                name = signal.Signals(numbers[1]).name
-                _end(f"\n{name} again: stopped at once", 128 + numbers[1])
-            if numbers and not self._keeps and not self._shared:
-                name = signal.Signals(numbers[0]).name
+        with self._near:
+            first = self._heard()
+            if first is None:
+                return
+            name, since = signal.Signals(first).name, time.monotonic()
+            if not self._keeps and not self._shared:
                 if self.resumes:
                     _end(f"stopped by {name}, nothing to save; the same command continues", 0)
-                _end(f"stopped by {name}", 128 + numbers[0])
-        self._near.close()
+                _end(f"stopped by {name}", 128 + first)
+            if not self.resumes:
+                self._near.settimeout(_GRACE)
+            with contextlib.suppress(TimeoutError):
+                while number := self._heard():
+                    if time.monotonic() - since > _ONE_REQUEST:
+                        name = signal.Signals(number).name
+                        _end(f"\n{name} again: stopped at once", 128 + number)
+                return
+            _end(f"stopped by {name}", 128 + first)
+
+    def _heard(self) -> int | None:
+        """Waits for a signal that is listened to; None once nobody listens any more."""
+        while received := self._near.recv(1):
+            if received[0] in self._before:
+                return received[0]
+        return None
 
 
 _active: StopRequest | None = None
@@ -135,7 +160,7 @@ def listening() -> Iterator[StopRequest]:
 
 def say(line: str, *, error: bool = False) -> None:
     """Prints a line, to stderr if `error`; where nobody can read it, nothing happens."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
         print(line, file=sys.stderr if error else sys.stdout, flush=True)
 
 
@@ -148,6 +173,8 @@ def silence() -> None:
 
 
 def _end(line: str, status: int) -> None:
-    """Ends the process although its main thread may be anywhere."""
-    say(line, error=status != 0)
+    """Ends the process although its main thread may be anywhere, and nobody reads its output."""
+    saying = threading.Thread(target=say, args=[line], kwargs={"error": status != 0}, daemon=True)
+    saying.start()
+    saying.join(1)
     os._exit(status)

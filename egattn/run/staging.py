@@ -33,15 +33,16 @@ def staged_directory(target: Path) -> Iterator[Path]:
     with locked(staging / _LOCK_NAME) as free:
         if not free:
             raise BlockingIOError(f"{target} is being prepared by another process; wait for it")
-        try:
-            with active().waiting():
-                _clear(staging)
-                yield staging
+        with active().keeping():
+            try:
+                with active().waiting():
+                    _clear(staging)
+                    yield staging
                 os.replace(staging, target)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        (target / _LOCK_NAME).unlink()
+                (target / _LOCK_NAME).unlink()
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)
+                raise
 
 
 def _clear(staging: Path) -> None:

@@ -1,7 +1,6 @@
 """What a training run is: one frozen dataclass, written beside the checkpoints as JSON."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,7 +13,6 @@ from egattn.entropy import Kind, Reduction
 from egattn.model import PRESETS, DecoderConfig
 from egattn.optimizer import OptimizerConfig
 from egattn.run import RunConfig, RunDirectory
-from egattn.run.directory import local_path
 
 Ceiling = Literal["log", "row"]
 TrainingReduction = Literal["mean", "head", "sum"]
@@ -43,7 +41,8 @@ class PenaltyConfig:
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(unknown(f"penalty {name}", getattr(self, name), get_args(choices)))
         for name in ("weight", "tolerance"):
-            if not 0 <= getattr(self, name) < math.inf:
+            # To float32 1e39 is infinite.
+            if not 0 <= getattr(self, name) < 2**127:
                 raise ValueError(
                     f"penalty {name} must be >= 0 and finite, got {getattr(self, name)}"
                 )
@@ -88,8 +87,6 @@ class TrainConfig(RunConfig):
     def __post_init__(self):
         """Checks the values."""
         super().__post_init__()
-        for path in (self.data, self.init_from):
-            local_path(path or Path())
         for name in ("batch_size", "accumulation", "evaluate_windows"):
             self.check_at_least(name, 1)
         if not 0 <= self.seed < 2**32:
@@ -131,7 +128,7 @@ class TrainConfig(RunConfig):
           FileNotFoundError: If there are no data, or no run to start from.
           ValueError: If either is damaged, or the preset is unknown.
         """
-        manifest = load_manifest(local_path(data), verify=False)
+        manifest = load_manifest(data, verify=False)
         sizes = {"vocab_size": manifest.vocab_size, "context_length": manifest.context_length}
         if init_from is not None:
             sizes |= inherited(init_from)

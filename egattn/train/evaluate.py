@@ -40,6 +40,11 @@ class EvaluateConfig:
     json: bool = False
     """Print one JSON object instead of text."""
 
+    def __post_init__(self):
+        """Checks the values."""
+        if self.windows is not None and self.windows < 1:
+            raise ValueError(f"windows must be at least 1, got {self.windows}")
+
 
 class Evaluator:
     """Evaluates states of one run on its validation split."""

@@ -8,16 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 
 from egattn.data import batches, windows_of_batch
-from egattn.run import RunDirectory
+from egattn.run import RunDirectory, restore
 from egattn.run.arrays import settle
+from egattn.run.integrity import is_sealed
 from egattn.run.lines import read_lines
 from egattn.sharding import check_batch, make_mesh
 from egattn.train.config import TrainConfig
-from egattn.train.evaluate import load_state, with_data
+from egattn.train.evaluate import with_data
 from egattn.train.initialise import first_state
-from egattn.train.step import device_batch, make_train_step
+from egattn.train.step import TrainState, device_batch, make_train_step, target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +74,7 @@ def _repeat(run: TrainConfig, manifest, step: int) -> tuple[dict[str, np.ndarray
     """Metrics of a step, and the step that it was reached from."""
     mesh = make_mesh(run.mesh)
     check_batch(mesh, run.batch_size // run.accumulation, run.model.context_length)
-    saved, _ = RunDirectory(run.run).newest(below=step)
-    state = first_state(run, mesh)[0] if saved is None else load_state(run, mesh, saved)
-    first = saved or 0
+    first, state = _state_before(run, mesh, step)
     source = batches(
         run.data,
         manifest,
@@ -91,13 +91,21 @@ def _repeat(run: TrainConfig, manifest, step: int) -> tuple[dict[str, np.ndarray
     return jax.device_get(metrics), first
 
 
+def _state_before(run: TrainConfig, mesh: Mesh, step: int) -> tuple[int, TrainState]:
+    """The newest one that there is, and its step."""
+    directory, wanted = RunDirectory(run.run), target(run, mesh)
+    if not any(s < step and is_sealed(directory.checkpoint(s)) for s in directory.saved_steps()):
+        return 0, first_state(run, mesh)[0]
+    return directory.read_checkpoint(lambda path: restore(path, wanted), below=step)
+
+
 def _recorded(run: Path, step: int) -> dict[str, float] | None:
     directory = RunDirectory(run)
     for path in (directory.metrics, directory.nonfinite):
         for record in read_lines(path):
             if record.get("step") == step and "gradient_norm" in record:
-                names = ("loss", "gradient_norm")
-                return {n: math.nan if record[n] is None else record[n] for n in names}
+                numbers = {n: record.get(n) for n in ("loss", "gradient_norm")}
+                return {n: math.nan if x is None else float(x) for n, x in numbers.items()}
     return None
 
 

@@ -64,7 +64,8 @@ def language_model(config: TrainConfig) -> Task:
 
 def _taken(config: TrainConfig) -> str:
     """What a run that goes on started from: the origin may be gone by now, or have trained on."""
-    if not RunDirectory(config.run).config.is_file():
+    directory = RunDirectory(config.run)
+    if not directory.config.is_file() or not directory.saved_steps():
         return ""
     before = TrainConfig.read(config.run)
     return before.init_sha256 if before.init_from == config.init_from else ""

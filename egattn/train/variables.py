@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 
 from egattn.model.linear import SPECTRAL
 from egattn.run import RunDirectory
+from egattn.run.checkpoints import plainly_named
 
 
 def load_variables(run: Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
@@ -31,7 +32,8 @@ def describe_variables(checkpoint: Path) -> dict[str, Any]:
     Args:
       checkpoint: Directory of one checkpoint.
     """
-    tree: Any = ocp.PyTreeCheckpointHandler().metadata(_state(checkpoint)).tree
+    with plainly_named(checkpoint / "state") as place:
+        tree: Any = ocp.PyTreeCheckpointHandler().metadata(place).tree
     return {name: tree.get(name, {}) for name in ("params", SPECTRAL)}
 
 
@@ -46,9 +48,5 @@ def read_variables(checkpoint: Path) -> dict[str, Any]:
     wanted = describe_variables(checkpoint)
     form = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     items = ocp.args.PyTreeRestore(wanted, restore_args=form, partial_restore=True)
-    return ocp.PyTreeCheckpointHandler().restore(_state(checkpoint), args=items)
-
-
-def _state(checkpoint: Path) -> Any:
-    """Any, because Orbax declares a path type of its own and takes every one."""
-    return checkpoint.resolve() / "state"
+    with plainly_named(checkpoint / "state") as place:
+        return ocp.PyTreeCheckpointHandler().restore(place, args=items)
