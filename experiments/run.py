@@ -102,7 +102,7 @@ def _stop(*_: Any) -> None:
 
 def _run_all(config: Config, runs: list[Training], end: float, failed: list[Training]) -> None:
     """Trains what is not done, one after the other; adds what fails to `failed`."""
-    data: dict[int, Path] = {}
+    data: dict[str, Path] = {}
     for run in runs:
         if time.monotonic() >= end:
             raise Preempted
@@ -111,10 +111,9 @@ def _run_all(config: Config, runs: list[Training], end: float, failed: list[Trai
             if not free or _words(config, run) in results(config.results):
                 continue
             # Outside of the guard below: without data nothing runs.
-            length = run.context_length
-            data[length] = data.get(length) or _data(config, length)
+            data[run.data] = data.get(run.data) or _data(config, run)
             try:
-                _run(config, run, data[length], end)
+                _run(config, run, data[run.data], end)
             except Preempted:
                 raise
             except Exception:
@@ -151,14 +150,14 @@ def _words(config: Config, run: Training) -> tuple[str, ...]:
     return tuple(run.smoke_words() if config.smoke else run.words())
 
 
-def _data(config: Config, context_length: int) -> Path:
-    """Prepared data with windows of this length; all lengths share a tokenizer and a split.
+def _data(config: Config, run: Training) -> Path:
+    """Prepared data with windows of a length; all lengths share a tokenizer and a split.
 
     Raises:
-      ValueError: If the results are of other data.
+      ValueError: If the results are of other data, or more text is wanted that is not there.
     """
     first = config.root / "data" / "128"
-    data = first.with_name(str(context_length))
+    data = first.with_name(run.data)
     size = f"--vocab-size {VOCAB_SIZE}"
     if config.smoke:
         size = "--vocab-size 512 --max-bytes 300000 --validation-fraction 0.1"
@@ -166,10 +165,12 @@ def _data(config: Config, context_length: int) -> Path:
         if not first.exists():
             cli.prepare([str(first), *size.split()])
         if not data.exists():
-            size += f" --tokenizer {first}/tokenizer.json --context-length {context_length}"
+            if run.more_text and not config.smoke:
+                raise ValueError(f"expected {data}, made by python -m experiments.more_text")
+            size += f" --tokenizer {first}/tokenizer.json --context-length {run.context_length}"
             cli.prepare([str(data), *size.split()])
         manifest = load_manifest(data, verify=False)
-        kept = config.results.with_name(f"{config.results.stem}-data-{context_length}.json")
+        kept = config.results.with_name(f"{config.results.stem}-data-{data.name}.json")
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             values = {"sha256": manifest.sha256, **dataclasses.asdict(manifest)}

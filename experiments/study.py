@@ -48,6 +48,9 @@ STUDIES = (
     "depth",
     "context",
     "lower_rate",
+    "verdicts",
+    "long",
+    "warmup",
 )
 
 # In the study `rates`, of the nets that train at them only SM+R has better ones, by 3 %.
@@ -78,6 +81,8 @@ class Training:
     """Deepest layers that have no feed-forward."""
     rates: Rates | None = None
     """How fast it learns; default: what all nets share."""
+    more_text: bool = False
+    """Train on the text of `experiments.more_text` as well."""
     paper: float | None = dataclasses.field(default=None, compare=False)
     """Perplexity in the paper."""
 
@@ -87,6 +92,11 @@ class Training:
         depth = f"-L{self.num_layers}" if self.num_layers != 12 else ""
         length = f"-T{self.context_length}" if self.context_length != 128 else ""
         return f"{self.net}{depth}{length}-{self.tokens / MILLION:g}M-s{self.seed}"
+
+    @property
+    def data(self) -> str:
+        """Name of the directory of prepared data."""
+        return f"{'more-' if self.more_text else ''}{self.context_length}"
 
     @property
     def steps(self) -> int:

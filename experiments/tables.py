@@ -20,6 +20,7 @@ import tyro
 
 from benchmarks.table import markdown
 from egattn.report.runs import uniform_entropy
+from experiments.claims import claims_table
 from experiments.result import results
 from experiments.run import Config as RunConfig
 from experiments.study import MILLION, STUDIES, Training, every_run, load
@@ -175,6 +176,7 @@ def filled(page: str, lines: Lines) -> str:
     """
     contents = {name: table(load(name), lines) for name in STUDIES}
     contents["divergences"] = divergences(every_run(), lines)
+    contents["claims"] = claims_table(lines)
     for name, content in contents.items():
         pattern = _TABLE.format(name)
         page, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], page, flags=re.DOTALL)
@@ -192,6 +194,7 @@ def main(config: Config) -> None:
     for name in STUDIES:
         print(f"{name}\n\n{table(load(name), lines)}")
     print(f"divergences\n\n{divergences(every_run(), lines)}")
+    print(f"claims\n\n{claims_table(lines)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ diverges.
 
 import dataclasses
 
-from experiments.studies import depth, normalization, relu
+from experiments.studies import depth, normalization, relu, verdicts
 from experiments.study import LOWER, Training, main_rows
 
 _PAPER = {
@@ -29,12 +29,11 @@ def _lower(run: Training) -> Training:
     return dataclasses.replace(run, net=f"{run.net}-{LOWER.name}", rates=LOWER)
 
 
-RUNS = tuple(
-    _lower(run)
-    for run in (
-        *main_rows(_PAPER),
-        *normalization.GROUPS,
-        *(run for run in relu.SLOPES if run.preset == "sm_r"),
-        *depth.RUNS,
-    )
+_RUNS = (
+    *main_rows(_PAPER),
+    *normalization.GROUPS,
+    *(run for run in relu.SLOPES if run.preset == "sm_r"),
+    *depth.RUNS,
 )
+# One of the verdicts' is a main row as well.
+RUNS = tuple(dict.fromkeys((*map(_lower, _RUNS), *verdicts.LOWER_RUNS)))

@@ -1,0 +1,25 @@
+"""Four times the tokens of the other studies, two seeds, on more text.
+
+    python -m experiments.more_text DIRECTORY
+    python -m experiments.run long
+
+The registered plan, docs/registered.md, says which of the two penalties is run and in which order.
+Validation is that of the other studies. An H200 alone trains a fused net in 5.2 minutes, SM+LN+G in
+9.6.
+"""
+
+from experiments.studies.verdicts import training
+from experiments.study import MILLION
+
+_NETS = (
+    "sm_ln_g",
+    "sm_scfuffn",
+    "sm_t_scfuffn",
+    "ereg_sm_t_scfuffn",
+    "ereg_sm_t_scfuffn-excess",
+)
+RUNS = tuple(
+    training(net, seed=seed, tokens=400 * MILLION, more_text=True)
+    for seed in (0, 1)
+    for net in _NETS
+)

@@ -1,0 +1,23 @@
+"""How long the warm-up must be, and whether its share of the steps or their number decides.
+
+    python -m experiments.run warmup
+
+At 1e-3: 5, 10, 20 and 30 % of 306 steps are 15, 31, 61 and 92 steps; 5 % of 1,526 are 76. What the
+study `rates` has is not trained again.
+"""
+
+from experiments.study import MILLION, Rates, Training
+
+_NETS = ("sm_ln_g", "sm_scfuffn")
+
+
+def _runs(tokens: int, shares: tuple[str, ...]) -> list[Training]:
+    grid = [Rates("1e-3", share) for share in shares]
+    return [
+        Training(f"{net}-{rates.name}", net, tokens=tokens * MILLION, rates=rates)
+        for net in _NETS
+        for rates in grid
+    ]
+
+
+RUNS = (*_runs(20, ("0.05", "0.1", "0.2", "0.3")), *_runs(100, ("0.05", "0.3")))
