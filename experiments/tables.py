@@ -21,6 +21,8 @@ import tyro
 from benchmarks.table import markdown
 from egattn.report.runs import uniform_entropy
 from experiments.claims import claims_table
+from experiments.evaluations import NEAR_UNIFORM, PAIRS, evaluations, evaluations_table
+from experiments.front import front_table
 from experiments.result import results
 from experiments.run import Config as RunConfig
 from experiments.study import MILLION, STUDIES, Training, every_run, load
@@ -32,8 +34,6 @@ PAGE = Path("docs/results.md")
 _TABLE = r"(<!-- table {} -->\n).*?(<!-- end -->)"
 _RANGES = "heads per range, %"
 _HIGH = "high, %"
-# Share of uniform attention's entropy above which a head is high.
-_NEAR_UNIFORM = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _measured(members: list[Training], reference: Training, lines: Lines) -> dic
 
 def _high(run: Training, heads: Sequence[Sequence[float]]) -> float:
     """Percent of the heads that are near uniform attention."""
-    least = _NEAR_UNIFORM * uniform_entropy(run.context_length)
+    least = NEAR_UNIFORM * uniform_entropy(run.context_length)
     return 100 * statistics.mean(value > least for layer in heads for value in layer)
 
 
@@ -176,13 +176,22 @@ def filled(page: str, lines: Lines) -> str:
     """
     contents = {name: table(load(name), lines) for name in STUDIES}
     contents["divergences"] = divergences(every_run(), lines)
-    contents["claims"] = claims_table(lines)
+    contents |= _others(lines)
     for name, content in contents.items():
         pattern = _TABLE.format(name)
         page, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], page, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"{PAGE}: expected one place for the table {name}, got {count}")
     return page
+
+
+def _others(lines: Lines) -> dict[str, str]:
+    """Tables that are no study's."""
+    return {
+        "claims": claims_table(lines),
+        "evaluations": evaluations_table(PAIRS, evaluations()),
+        "front": front_table(lines),
+    }
 
 
 def main(config: Config) -> None:
@@ -194,7 +203,8 @@ def main(config: Config) -> None:
     for name in STUDIES:
         print(f"{name}\n\n{table(load(name), lines)}")
     print(f"divergences\n\n{divergences(every_run(), lines)}")
-    print(f"claims\n\n{claims_table(lines)}")
+    for name, content in _others(lines).items():
+        print(f"{name}\n\n{content}")
 
 
 if __name__ == "__main__":
