@@ -49,8 +49,9 @@ STUDIES = (
     "context",
     "lower_rate",
     "verdicts",
-    "long",
     "warmup",
+    # Last, as it needs text of its own.
+    "long",
 )
 
 # In the study `rates`, of the nets that train at them only SM+R has better ones, by 3 %.

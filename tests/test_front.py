@@ -76,13 +76,13 @@ def test_points():
 
 
 def cut_off(path, heads: np.ndarray, loss: float) -> None:
-    """A run that logged every fifth of 200 steps and ended at 160; it was evaluated at 50."""
+    """A run of 200 steps that logged two of every five and ended at 160; evaluated at 50."""
     run = make_run(path, heads, evaluated={10: loss})
     start, train, validation, *_ = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     records = [start]
     for step in range(5, 161, 5):
         # Every step tells its number, so that means tell which steps they are of.
-        records.append(train | {"step": step, "loss": loss + step})
+        records += [train | {"step": x, "loss": loss + x} for x in (step - 2, step)]
         records += [validation | {"step": step}] if step == 50 else []
     (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in records))
 
@@ -114,7 +114,7 @@ def test_evaluations(tmp_path, monkeypatch):
         }
     }
     assert np.allclose(
-        found[one.name]["training"], math.log(11.0) + np.arange(5, 161, 5), atol=1e-4
+        found[one.name]["training"], math.log(11.0) + np.arange(4, 161, 5), atol=1e-4
     )
     _, _, row = evaluations_table([(one, other), (one, early)], found).splitlines()
     assert row == (
