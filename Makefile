@@ -11,13 +11,15 @@ PRIVATE := $(VENV)-private
 PRIVATE_PYTHON := $(shell for p in $(PYTHON) python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test check docs benchmark private private-env clean
+.PHONY: demo test test-all check docs benchmark paper private private-env clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.demo
 
-test: $(DEV)/.installed $(if $(PRIVATE_PYTHON),$(PRIVATE)/.installed)
-	EGATTN_PRIVATE_PYTHON=$(abspath $(PRIVATE))/bin/python $(DEV)/bin/python -m pytest -n auto
+# Without the slow tests, and with them.
+test: MARKED := -m "not slow"
+test test-all: $(DEV)/.installed $(if $(PRIVATE_PYTHON),$(PRIVATE)/.installed)
+	EGATTN_PRIVATE_PYTHON=$(abspath $(PRIVATE))/bin/python $(DEV)/bin/python -m pytest -n auto $(MARKED)
 
 check: $(DEV)/.installed
 	$(DEV)/bin/ruff check .
@@ -30,6 +32,11 @@ docs: $(DOCS)/.installed
 
 benchmark: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.step_time $(ARGS)
+
+# A study of the paper at toy size, and its table.
+paper: $(VENV)/.installed
+	$(VENV)/bin/python -m experiments.paper run depth --smoke
+	$(VENV)/bin/python -m experiments.paper tables depth --smoke
 
 # A token of the demo's decoder, computed by two processes: one has the prompt, the other the weights.
 private: exports/demo/program.json $(PRIVATE)/.installed

@@ -27,9 +27,9 @@ import tyro
 
 import egattn
 from benchmarks.attention_problem import Inputs, make_inputs, measure_errors, poison
-from benchmarks.table import digits, quartiles, save_table, write_table
 from egattn.attention.api import Implementation
 from egattn.attention.specs import MAIN_SPECS, SPECS, AttentionSpec
+from egattn.report.table import digits, quartiles, save_table, write_table
 
 STOCK = "stock"
 BARE = "pallas_gpu, no entropy"

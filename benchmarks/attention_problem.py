@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import attention_oracle
 from egattn.attention.specs import AttentionSpec
+from egattn.doctor import oracle
 
 # Positions up to which errors cover two key heads instead of one.
 _TWO_HEADS = 512
@@ -60,46 +60,51 @@ def measure_errors(
       seed: The seed of the inputs.
       results: Output, entropy, and the gradients of query, key and value; or all but the entropy
         of attention that has none.
+
+    Returns:
+      Norm-wise relative errors by name; of the entropy the largest difference in nats.
     """
     entropy = len(results) == 5
     names = ["output", *(["entropy"] if entropy else []), "dq", "dk", "dv"]
-    found: dict[str, list[attention_oracle.Array]] = {name: [] for name in names}
-    wanted: dict[str, list[attention_oracle.Array]] = {name: [] for name in names}
-    for k, expected in enumerate(_expected(spec, seed, entropy)):
-        heads = _query_heads(spec, k)
-        for name, y in zip(names, results, strict=True):
-            index = {"entropy": (0, heads), "dk": (0, ..., k, slice(None))}
-            index["dv"] = index["dk"]
-            part = _wide(y[index.get(name, (0, slice(None), heads))])
-            found[name].append(part.swapaxes(0, 1) if name in ("output", "dq") else part)
-            wanted[name].append(expected[name])
-    return attention_oracle.errors(
-        {name: np.stack(y) for name, y in found.items()},
-        {name: np.stack(y) for name, y in wanted.items()},
-    )
+    expected = _expected(spec, seed, entropy)
+    queries, keys = _first_heads(spec)
+    parts = {"entropy": (slice(1), queries), "dk": (slice(1), ..., keys, slice(None))}
+    parts["dv"] = parts["dk"]
+    found: dict[str, float] = {}
+    for name, y in zip(names, results, strict=True):
+        part = _wide(y[parts.get(name, (slice(1), slice(None), queries))])
+        if name == "entropy":
+            found[name] = float(np.abs(part - expected[name]).max())
+        else:
+            found[name] = oracle.relative_error(part, expected[name])
+    return found
 
 
 @functools.lru_cache(maxsize=2)
-def _expected(spec: AttentionSpec, seed: int, entropy: bool) -> list[dict]:
-    """Float64 solutions of the first key heads; every implementation asks for the same."""
+def _expected(spec: AttentionSpec, seed: int, entropy: bool) -> dict[str, oracle.Array]:
+    """The float64 solution of the first heads; every implementation asks for the same."""
     x = make_inputs(spec, seed)
-    ids = None if x.segment_ids is None else np.asarray(x.segment_ids[0])
-    solutions = []
-    for k in range(min(spec.kv_heads, 2 if spec.length <= _TWO_HEADS else 1)):
-        heads = _query_heads(spec, k)
-        q, do = (_wide(y[0, :, heads]).swapaxes(0, 1) for y in (x.query, x.out_cotangent))
-        key, value = (_wide(y[0, :, k]) for y in (x.key, x.value))
-        de = _wide(x.entropy_cotangent[0, heads]) * entropy
-        solutions.append(
-            attention_oracle.solve(q, key, value, do, de, causal=spec.causal, segment_ids=ids)
+    queries, keys = _first_heads(spec)
+    solution = oracle.solve(
+        oracle.Problem(
+            query=_wide(x.query[:1, :, queries]),
+            key=_wide(x.key[:1, :, keys]),
+            value=_wide(x.value[:1, :, keys]),
+            out_cotangent=_wide(x.out_cotangent[:1, :, queries]),
+            entropy_cotangent=_wide(x.entropy_cotangent[:1, queries]) * entropy,
+            causal=spec.causal,
+            segment_ids=None if x.segment_ids is None else np.asarray(x.segment_ids[:1]),
         )
-    return solutions
+    )
+    gradients = {f"d{name[0]}": gradient for name, gradient in solution.gradients.items()}
+    return {"output": solution.out, "entropy": solution.entropy, **gradients}
 
 
-def _query_heads(spec: AttentionSpec, k: int) -> slice:
-    group = spec.heads // spec.kv_heads
-    return slice(k * group, (k + 1) * group)
+def _first_heads(spec: AttentionSpec) -> tuple[slice, slice]:
+    """Query heads and key heads whose errors are measured."""
+    keys = min(spec.kv_heads, 2 if spec.length <= _TWO_HEADS else 1)
+    return slice(keys * spec.heads // spec.kv_heads), slice(keys)
 
 
-def _wide(x: jax.Array) -> attention_oracle.Array:
+def _wide(x: jax.Array) -> oracle.Array:
     return np.asarray(x.astype(jnp.float32), np.float64)

@@ -24,11 +24,11 @@ import jax
 import numpy as np
 import tyro
 
-from benchmarks.table import digits, jax_about, quartiles, save_table, write_table
 from egattn.convert import ConvertConfig, convert
 from egattn.generate import BeamSearch, Sampling, generate, prepare
 from egattn.model import Decoder, DecoderConfig
-from egattn.train.evaluate import read_run
+from egattn.report.table import digits, jax_about, quartiles, save_table, write_table
+from egattn.train.config import TrainConfig
 from egattn.train.variables import load_variables
 
 try:
@@ -102,8 +102,8 @@ def converted(source: Path) -> tuple[DecoderConfig, dict[str, Any]]:
     """The same decoder and variables here."""
     with tempfile.TemporaryDirectory() as scratch:
         convert(ConvertConfig(source, Path(scratch) / "run"))
-        run = read_run(Path(scratch) / "run")
-        return run.model, load_variables(run)[1]
+        run = TrainConfig.read(Path(scratch) / "run")
+        return run.model, load_variables(run.run)[1]
 
 
 def egattn_call(config: Config, ours: tuple[Decoder, Any], prompts: np.ndarray, beams: int) -> Call:

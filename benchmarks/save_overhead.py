@@ -19,9 +19,9 @@ from typing import Any
 
 import tyro
 
-from benchmarks.table import quartiles, write_table
 from egattn.data import PrepareConfig, load_manifest, prepare
 from egattn.model import DecoderConfig
+from egattn.report.table import quartiles, write_table
 from egattn.train import TrainConfig, train
 
 # Steps not timed, and steps between log lines.

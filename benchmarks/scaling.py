@@ -26,13 +26,13 @@ import tyro
 from matplotlib import rc_context
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from benchmarks.table import digits, save_table, write_table
 from egattn.compile import CompileConfig, Plan
 from egattn.compile.config import Effort
 from egattn.compile.display import mesh_text, verdict
 from egattn.compile.plan import default_mesh, plan_mesh
 from egattn.compile.topology import chip_of, describe, libtpu_version
 from egattn.report.style import STYLE, WIDTH, canvas, run_style
+from egattn.report.table import digits, save_table, write_table
 from egattn.sharding import make_mesh
 
 Model = Literal["gpt2_small", "decoder_7b"]

@@ -24,10 +24,10 @@ import jax
 import numpy as np
 import tyro
 
-from benchmarks.table import write_table
+from egattn.report.table import write_table
 from egattn.sharding import make_mesh
-from egattn.train.checkpoints import Checkpoints
-from egattn.train.evaluate import read_run
+from egattn.train.config import TrainConfig
+from egattn.train.evaluate import load_state
 
 _EGATTN = [sys.executable, "-c", "from egattn.cli import main; main()"]
 _OPTIONS = (
@@ -92,10 +92,7 @@ class Run:
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything in its newest checkpoint."""
-        with Checkpoints(read_run(self.path), make_mesh(), read_only=True) as checkpoints:
-            step, _ = checkpoints.newest()
-            assert step is not None
-            leaves = jax.tree.leaves_with_path(checkpoints.restore(step))
+        leaves = jax.tree.leaves_with_path(load_state(TrainConfig.read(self.path), make_mesh()))
         return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
 
 

@@ -30,10 +30,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks.table import digits, quartiles, save_table, write_table
 from egattn.attention.api import Implementation
 from egattn.model.config import DType
-from egattn.sharding import make_mesh, settle
+from egattn.report.table import digits, quartiles, save_table, write_table
+from egattn.run.arrays import settle
+from egattn.sharding import make_mesh
 from egattn.train import step as step_module
 from egattn.train.config import PenaltyConfig, TrainConfig
 from egattn.train.flops import utilisation

@@ -30,7 +30,7 @@ from typing import Any, Literal, get_args
 
 import tyro
 
-from benchmarks.table import digits, quartiles, save_table, write_table
+from egattn.report.table import digits, quartiles, save_table, write_table
 
 try:
     import torch  # pyright: ignore[reportMissingImports]  # not needed by the library

@@ -12,13 +12,14 @@ Everything else (`egattn.data`, `egattn.train`, `egattn.report`) is imported on 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from egattn.attention import entropy_attention as entropy_attention
-from egattn.entropy import EntropySummary as EntropySummary
-from egattn.entropy import entropy_penalty as entropy_penalty
-from egattn.entropy import entropy_summary as entropy_summary
-from egattn.entropy import max_entropy as max_entropy
-
 if TYPE_CHECKING:
+    from egattn import attention as attention
+    from egattn import entropy as entropy
+    from egattn.attention import entropy_attention as entropy_attention
+    from egattn.entropy import EntropySummary as EntropySummary
+    from egattn.entropy import entropy_penalty as entropy_penalty
+    from egattn.entropy import entropy_summary as entropy_summary
+    from egattn.entropy import max_entropy as max_entropy
     from egattn.model import Decoder as Decoder
     from egattn.model import DecoderConfig as DecoderConfig
     from egattn.model import DecoderOutput as DecoderOutput
@@ -27,11 +28,32 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("Decoder", "DecoderConfig", "DecoderOutput", "EntropyAttention", "FeedForward")
+_HOMES = {
+    "entropy_attention": "attention",
+    "EntropySummary": "entropy",
+    "entropy_penalty": "entropy",
+    "entropy_summary": "entropy",
+    "max_entropy": "entropy",
+    "Decoder": "model",
+    "DecoderConfig": "model",
+    "DecoderOutput": "model",
+    "EntropyAttention": "model",
+    "FeedForward": "model",
+}
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll] - the names above, one list
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the modules when first used: the functions alone need JAX, not Flax."""
-    if name not in _MODULES:
+    """Imports a name when it is first used: the functions need JAX but not Flax, commands neither.
+
+    A command listens to signals before it imports either.
+    """
+    if name in ("attention", "entropy"):
+        return importlib.import_module(f"egattn.{name}")
+    if name not in _HOMES:
         raise AttributeError(f"module 'egattn' has no attribute {name!r}")
-    return getattr(importlib.import_module("egattn.model"), name)
+    return getattr(importlib.import_module(f"egattn.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "attention", "entropy"]

@@ -7,13 +7,14 @@ import io
 import itertools
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from egattn._spelling import unknown
+from egattn.run.command import command_line, end_process
+from egattn.run.signals import active
 
 
 def prepare(args: Sequence[str]) -> None:
@@ -25,20 +26,18 @@ def prepare(args: Sequence[str]) -> None:
 
 def train(args: Sequence[str]) -> None:
     """Trains a decoder, or goes on where a run stopped."""
-    from egattn.train import Preempted, train
+    # Before the imports take their time: whatever a signal ends from here on, goes on later.
+    active().resumes = True
+    from egattn.train import train
 
-    try:
-        train(_train_config(args))
-    except Preempted as stop:
-        # Status 0: for a supervisor this is an end in good order.
-        print(stop)
+    train(_train_config(args))
 
 
 def evaluate(args: Sequence[str]) -> None:
     """Evaluates a checkpoint on the validation split."""
+    from egattn.run.lines import to_json
     from egattn.train import EvaluateConfig
     from egattn.train.evaluate import describe, evaluate
-    from egattn.train.records import to_json
 
     config = _parse("evaluate", EvaluateConfig, args)
     values = evaluate(config)
@@ -47,7 +46,7 @@ def evaluate(args: Sequence[str]) -> None:
 
 def replay(args: Sequence[str]) -> None:
     """Repeats one training step of a run."""
-    from egattn.train.records import to_json
+    from egattn.run.lines import to_json
     from egattn.train.replay import ReplayConfig, describe, replay
 
     config = _parse("replay", ReplayConfig, args)
@@ -171,6 +170,14 @@ def report(args: Sequence[str]) -> None:
     print("\n".join([*summary_lines(config.runs), f"report: {path}"]))
 
 
+def doctor(args: Sequence[str]) -> None:
+    """Says whether this machine is fit: packages, directory, devices, jax, attention."""
+    from egattn.doctor import DoctorConfig, doctor
+
+    if not doctor(_parse("doctor", DoctorConfig, args)):
+        end_process(1)
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "prepare": prepare,
     "train": train,
@@ -183,28 +190,23 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "private": private,
     "convert": convert,
     "inspect": inspect,
+    "doctor": doctor,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line; exits with 2 on bad input and 1 on a training that diverged."""
+    """Runs the command line."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: egattn COMMAND [OPTIONS]; egattn COMMAND --help lists the options\n")
-        print("\n".join(f"  {name:10s} {run.__doc__}" for name, run in _COMMANDS.items()))
-        return
-    command, *rest = args
-    quiet()
-    try:
-        if command not in _COMMANDS:
-            raise ValueError(unknown("command", command, _COMMANDS))
-        _COMMANDS[command](rest)
-    except (ValueError, OSError, NotImplementedError, FloatingPointError) as error:
-        if os.environ.get("EGATTN_TRACEBACK"):
-            raise
-        line = " ".join(str(error).split())
-        print(f"egattn {command}: {line}", file=sys.stderr)
-        _exit(1 if isinstance(error, FloatingPointError) else 2)
+    name = " ".join(["egattn", *args[:1]])
+    with command_line(name, ends_process=argv is None):
+        if not args or args[0] in ("-h", "--help"):
+            print("usage: egattn COMMAND [OPTIONS]; egattn COMMAND --help lists the options\n")
+            print("\n".join(f"  {name:10s} {run.__doc__}" for name, run in _COMMANDS.items()))
+            return
+        quiet()
+        if args[0] not in _COMMANDS:
+            raise ValueError(unknown("command", args[0], _COMMANDS))
+        _COMMANDS[args[0]](args[1:])
 
 
 def quiet() -> None:
@@ -213,35 +215,20 @@ def quiet() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def _exit(status: int) -> NoReturn:
-    """Ends the process; at once if it is one of several, for they may be waiting for it."""
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
 def _train_config(args: Sequence[str]):
     """Parses `egattn train`: preset, data and origin decide what the other defaults are."""
     import tyro
 
-    from egattn.data import load_manifest
     from egattn.train import TrainConfig
-    from egattn.train.initialise import inherited
 
     first = _preset_parser("train")
-    first.add_argument("--data", type=Path, default=TrainConfig.data)
+    first.add_argument("--data", type=Path, default=Path("data/python"))
     first.add_argument("--init-from", "--init_from", type=Path)
     known, rest = first.parse_known_args(args)
-    fields: dict[str, Any] = {}
-    if not {"-h", "--help"} & set(args):
-        manifest = load_manifest(known.data, verify=False)
-        fields = {"vocab_size": manifest.vocab_size, "context_length": manifest.context_length}
-        fields |= inherited(known.init_from) if known.init_from else {}
-    default = TrainConfig.preset_defaults(known.preset, tyro.MISSING, **fields)
-    default = dataclasses.replace(default, data=known.data, init_from=known.init_from)
+    if {"-h", "--help"} & set(args):
+        default = TrainConfig.preset_defaults(known.preset, tyro.MISSING)
+    else:
+        default = TrainConfig.for_data(tyro.MISSING, known.data, known.preset, known.init_from)
     return _parse("train", TrainConfig, rest, default)
 
 

@@ -1,8 +1,10 @@
 """Statistics of attention entropy and the entropy penalty: pure, jittable functions on arrays."""
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from egattn._spelling import unknown
@@ -30,6 +32,23 @@ def max_entropy(
         return jnp.log(jnp.float32(length))
     keys = jnp.arange(1, length + 1) if causal else jnp.full(length, length)
     return jnp.log(keys.astype(jnp.float32))
+
+
+def head_mean(
+    entropy: Float[Array, "*layers batch heads length"],
+) -> Float[Array, "*layers heads"]:
+    """Mean of each head over positions, then over the batch."""
+    # In one reduction XLA may add up all rows one by one, and lose digits.
+    return entropy.mean(-1).mean(-2)
+
+
+def uniform_entropy(length: int) -> float:
+    """Mean row entropy of a causal head that attends uniformly, (log T!) / T nats.
+
+    Args:
+      length: Number of positions T.
+    """
+    return math.lgamma(length + 1) / length
 
 
 def entropy_penalty(
@@ -68,7 +87,7 @@ def entropy_penalty(
     ceiling = jnp.asarray(max_entropy, jnp.float32)
     _check_penalty(entropy, threshold, ceiling, tolerance, kind, reduction)
     if reduction == "head":
-        entropy = entropy.mean((-3, -1), keepdims=True)
+        entropy = head_mean(entropy)[..., None, :, None]
         ceiling = ceiling.mean()
     delta = entropy - threshold[..., None, :, None] * ceiling
     distance, margin = jnp.abs(delta), tolerance * ceiling
@@ -122,25 +141,41 @@ def entropy_summary(entropy: Float[Array, "*layers batch heads length"]) -> Entr
         entropy = entropy[None]
     if entropy.ndim != 4:
         raise ValueError(f"entropy must be [L, B, H, T] or [B, H, T], got {entropy.shape}")
-    head_mean = entropy.mean((1, 3))
+    means = head_mean(entropy)
     return EntropySummary(
-        mean=head_mean.mean(),
-        layer_mean=head_mean.mean(1),
-        head_mean=head_mean,
+        mean=means.mean(),
+        layer_mean=means.mean(1),
+        head_mean=means,
         quantiles=jnp.quantile(entropy, jnp.array([0.05, 0.5, 0.95]), axis=(1, 3)),
-        range_shares=range_shares(head_mean),
+        range_shares=range_shares(means),
         nonfinite=jnp.sum(~jnp.isfinite(entropy), axis=(1, 2, 3), dtype=jnp.int32),
     )
 
 
-def range_shares(head_mean: Float[Array, "layers heads"]) -> Float[Array, "4"]:
-    """Share of heads in [0, M/4), [M/4, M/2), [M/2, 3M/4), [3M/4, M], M the largest head mean.
+def range_counts(
+    head_mean: Float[Array | np.ndarray, "layers heads"],
+) -> Int[Array | np.ndarray, "4"]:
+    """Counts heads in [0, M/4), [M/4, M/2), [M/2, 3M/4), [3M/4, M], M the largest head mean.
+
+    In NumPy where given a NumPy array: who only reads a run must not claim its accelerator.
+
+    Args:
+      head_mean: Head means [L, H], nats; those that are not finite are in no range.
 
     Reference:
       Jha & Reagen, arXiv 2501.03489, Figure 3.
     """
-    largest = head_mean.max()
-    index = jnp.clip(jnp.floor(4 * head_mean / largest), 0, 3)
-    # All-zero entropies (M = 0) are a collapse: 0/0 belongs to the lowest range.
-    index = jnp.where(largest == 0, 0.0, index)
-    return (index[..., None] == jnp.arange(4)).mean((0, 1))
+    xp = np if isinstance(head_mean, np.ndarray) else jnp
+    finite = xp.isfinite(head_mean)
+    largest = xp.where(finite, head_mean, 0.0).max()
+    # All-zero entropies (M = 0) are a collapse: they reach no range but the lowest.
+    edges = xp.where(largest > 0, largest * xp.array([0.25, 0.5, 0.75]), xp.inf)
+    reached = (head_mean[..., None] >= edges).sum(-1)
+    return (finite[..., None] & (reached[..., None] == xp.arange(4))).sum((0, 1))
+
+
+def range_shares(
+    head_mean: Float[Array | np.ndarray, "layers heads"],
+) -> Float[Array | np.ndarray, "4"]:
+    """Share of all heads in each range, see `range_counts`."""
+    return range_counts(head_mean) / head_mean.size

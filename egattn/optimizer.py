@@ -1,6 +1,7 @@
 """AdamW as the paper trains: warm-up, decay, clipping, weight decay on matrices only."""
 
 import dataclasses
+import math
 from typing import Any, Literal, get_args
 
 import jax
@@ -36,7 +37,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices."""
     clip: float = 1.0
-    """Largest global gradient norm."""
+    """Largest global gradient norm; inf for none."""
 
     def __post_init__(self):
         """Checks the values."""
@@ -44,9 +45,16 @@ class OptimizerConfig:
             raise ValueError(unknown("schedule", self.schedule, get_args(Schedule)))
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup must lie in [0, 1], got {self.warmup}")
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("learning_rate", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be > 0 and finite, got {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}")
+        if not self.clip > 0:
+            raise ValueError(f"clip must be > 0, got {self.clip}")
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -177,16 +177,6 @@ def _check_ring(mesh: Mesh, length: int, source: int, implementation: str | None
         )
 
 
-def settle(arrays: Any) -> None:
-    """Waits for arrays where programs in flight together could block each other for ever.
-
-    CPU devices share one pool of threads: two programs with collectives can each hold threads that
-    the other waits for, until XLA aborts. Accelerators queue programs and need no wait.
-    """
-    if jax.default_backend() == "cpu" and jax.device_count() > 1:
-        jax.block_until_ready(arrays)
-
-
 def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
     """Sharding of each leaf of a train state (or of parameters alone), by `_RULES`.
 

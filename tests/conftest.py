@@ -18,7 +18,7 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 jax.config.update("jax_num_cpu_devices", 8)
 
-pytest.register_assert_rewrite("attention_battery")
+pytest.register_assert_rewrite("tests.attention.battery")
 
 
 def pytest_configure(config):
@@ -54,7 +54,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     # Not above: a package imported before the plugins start escapes their type checks.
-    import training
+    from tests import training
 
     out = tmp_path_factory.mktemp("data") / "python"
     prepare = "prepare {0} --max-bytes 300000 --vocab-size 512 --context-length 32"
@@ -65,7 +65,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def finished(data, tmp_path_factory) -> Path:
     """A run of eight steps that nothing interrupted."""
-    import training
+    from tests import training
 
     run = tmp_path_factory.mktemp("runs") / "ereg"
     training.egattn(f"train {{0}} --data {{1}} {training.EREG}", run, data)

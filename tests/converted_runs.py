@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egattn._config import to_json
 from egattn.convert import ConvertConfig, convert
 from egattn.model import Decoder
 from egattn.model.linear import SPECTRAL
+from egattn.run import RunDirectory
+from egattn.run.checkpoints import Saver
 from egattn.sharding import make_mesh
 from egattn.train import TrainConfig, TrainState
-from egattn.train.checkpoints import Checkpoints
-from egattn.train.config import to_json
-from egattn.train.evaluate import load_state, read_run
+from egattn.train.evaluate import load_state
 from egattn.train.step import init_state
 
 
@@ -36,7 +37,7 @@ def back(run: Path, name: str = "back") -> Path:
 
 def apply(run: Path, tokens: np.ndarray):
     """Logits and entropies of a run's decoder."""
-    config = read_run(run)
+    config = TrainConfig.read(run)
     state = load_state(config, one_device())
     # One layer to compile instead of all.
     model = dataclasses.replace(config.model, implementation="reference", scan_layers=True)
@@ -64,6 +65,6 @@ def make_run(
     params, spectral = jax.tree.map(
         lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), (state.params, state.spectral)
     )
-    with Checkpoints(config, one_device()) as checkpoints:
-        checkpoints.save(1, TrainState(state.step + 1, params, spectral, state.opt_state))
+    with Saver(RunDirectory(directory), keep=1) as saver:
+        saver.save(1, TrainState(state.step + 1, params, spectral, state.opt_state), {})
     return config

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
-from training import EREG, TRAIN, egattn, numbers, records, start
 
 from egattn.cli import main
+from tests.training import EREG, TRAIN, egattn, numbers, records, start
 
 
 class TestTrain:
@@ -181,12 +181,11 @@ class TestEvaluate:
         from egattn import Decoder
         from egattn.data import evaluation_batches, load_manifest, token_bytes
         from egattn.sharding import make_mesh
-        from egattn.train.checkpoints import Checkpoints
-        from egattn.train.evaluate import read_run
+        from egattn.train.config import TrainConfig
+        from egattn.train.evaluate import load_state
 
-        config = read_run(finished)
-        with Checkpoints(config, make_mesh(), read_only=True) as checkpoints:
-            state = checkpoints.restore(8)
+        config = TrainConfig.read(finished)
+        state = load_state(config, make_mesh(), 8)
         manifest = load_manifest(data)
         count = manifest.splits["validation"].windows
         ((tokens, _),) = evaluation_batches(data, manifest, batch_size=count, context_length=32)

@@ -21,6 +21,7 @@ DOCS = ROOT / "docs"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
     *sorted(DOCS.rglob("*.md")),
+    *sorted((ROOT / "experiments").glob("*/README.md")),
 ]
 _OPERATORS = ("&", "&&", "|", "||", ">")
 REFERENCE = sorted((DOCS / "api").glob("*.md"))
@@ -107,8 +108,8 @@ def only_parse(monkeypatch):
 
     manifest = SimpleNamespace(vocab_size=50257, context_length=128)
     monkeypatch.setattr(cli, "_parse", parse_and_stop)
-    monkeypatch.setattr("egattn.data.load_manifest", lambda *args, **kwargs: manifest)
-    monkeypatch.setattr("egattn.train.initialise.inherited", lambda origin: {})
+    monkeypatch.setattr("egattn.train.config.load_manifest", lambda *args, **kwargs: manifest)
+    monkeypatch.setattr("egattn.train.config.inherited", lambda origin: {})
     monkeypatch.setenv("EGATTN_TRACEBACK", "1")
 
 

@@ -1,5 +1,6 @@
 """The penalty, its ceilings and the statistics, against float64 loops over the formulas."""
 
+import re
 from typing import Any
 
 import hypothesis.strategies as st
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import egattn
+from egattn.entropy import head_mean, range_counts, range_shares, uniform_entropy
 
 LAYERS, BATCH, HEADS, LENGTH = 3, 8, 4, 32
 TOLERANCE = 0.2
@@ -112,6 +114,11 @@ class TestCeiling:
         _, entropy = egattn.entropy_attention(x, x, x, causal=causal)
         ceilings = egattn.max_entropy(50, causal=causal, per_row=True)
         np.testing.assert_allclose(entropy[0, 0], ceilings, atol=2e-6)
+
+    @pytest.mark.parametrize("length", [1, 2, 33, 1024])
+    def test_of_uniform_rows_is_the_mean_of_their_ceilings(self, length):
+        expected = np.log(np.arange(1, length + 1)).mean()
+        assert uniform_entropy(length) == pytest.approx(expected, rel=1e-12)
 
 
 class TestPenalty:
@@ -300,17 +307,25 @@ class TestSummary:
         np.testing.assert_array_equal(summary.nonfinite, [0, 0, 0])
         assert summary.nonfinite.dtype == jnp.int32
 
+    def test_means_of_heads_are_means_of_rows_first(self):
+        program = str(jax.jit(head_mean).lower(jnp.ones((2, 8, 3, 64))).compile().as_text())
+        shapes = re.findall(r"= f32\[([\d,]+)\]\S* reduce\(", program)
+        assert sorted(shapes) == ["2,3", "2,8,3"]
+
     def test_counts_heads_in_quarters_of_the_largest(self):
         # The largest head mean is 4: quarters begin at 0, 1, 2 and 3, each with its own edge.
-        means = np.array([[0.0, 0.99, 1.0, 1.5], [2.0, 2.5, 2.99, 4.0]], np.float32)
+        means = np.array([[0.0, 0.99, 1.0, 2.0], [2.5, 2.99, 3.0, 4.0]], np.float32)
         entropy = np.broadcast_to(means[:, None, :, None], (2, 3, 4, 5))
         summary = egattn.entropy_summary(jnp.asarray(entropy))
-        np.testing.assert_allclose(summary.range_shares, [2 / 8, 2 / 8, 3 / 8, 1 / 8], rtol=1e-6)
+        np.testing.assert_allclose(summary.range_shares, [2 / 8, 1 / 8, 3 / 8, 2 / 8], rtol=1e-6)
 
-    def test_puts_edges_into_the_upper_range(self):
-        means = np.array([[0.0, 1.0, 2.0, 3.0, 4.0]], np.float32)
-        summary = egattn.entropy_summary(jnp.asarray(means[:, None, :, None]))
-        np.testing.assert_allclose(summary.range_shares, [0.2, 0.2, 0.2, 0.4], rtol=1e-6)
+    @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+    def test_a_head_that_is_not_finite_is_in_no_range(self, array):
+        means = array(np.array([[np.nan, 1.0, 4.0], [np.inf, 0.0, -1e-7]], np.float32))
+        assert range_counts(means).tolist() == [2, 1, 0, 1]
+        np.testing.assert_allclose(range_shares(means), [2 / 6, 1 / 6, 0, 1 / 6], rtol=1e-6)
+        assert type(range_shares(means)) is type(range_counts(means)) is type(means)
+        assert range_counts(array(np.full((2, 3), np.nan, np.float32))).tolist() == [0, 0, 0, 0]
 
     def test_shares_of_all_heads_make_one(self, rng):
         for _ in range(5):

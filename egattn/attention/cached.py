@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from egattn.attention.sums import row_sum
+
 
 class Place(NamedTuple):
     """Where the next token of each path belongs."""
@@ -85,11 +87,11 @@ def attend_cached(
     x = jnp.where(seen, s, -jnp.inf)
     x = jnp.where(seen, x - x.max(-1, keepdims=True), 0.0)
     e = jnp.where(seen, jnp.exp(x), 0.0)
-    total = e.sum(-1)
+    total = row_sum(e)
     weights = (e / total[..., None]).astype(values.new.dtype)
     out = _output(weights[..., :length], values.prompt)
     out += _output(weights[..., length:], values.new, owner)
-    entropy = jnp.log(total) - (e * x).sum(-1) / total
+    entropy = jnp.log(total) - row_sum(e * x) / total
     return out.reshape(query.shape).astype(query.dtype), entropy.reshape(paths, -1, 1)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from egattn.attention.mask import visible
+from egattn.attention.sums import row_sum
 
 # Small enough that a block of scores stays in cache, large enough for the matrix units.
 _QUERY_BLOCK = 256
@@ -164,9 +165,8 @@ def forward(blocks: Blocks, q, k, v, r, segments):
             keep = jnp.exp(shift)
             x = jnp.where(mask, s - base[..., None], 0.0)
             e = jnp.where(mask, jnp.exp(x), 0.0)
-            # As a product: on some CPUs XLA adds up such a sum one by one, and loses digits.
-            weighted = keep * (weighted + shift * total) + _dot("bkrs,bkrs->bkr", e, x)
-            total = keep * total + e.sum(-1)
+            weighted = keep * (weighted + shift * total) + row_sum(e * x)
+            total = keep * total + row_sum(e)
             out = keep[..., None] * out + _dot("bkrs,bksd->bkrd", e.astype(v.dtype), v[j])
             return new_max, total, weighted, out
 

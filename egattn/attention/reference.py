@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from egattn.attention.mask import visible
+from egattn.attention.sums import row_sum
 
 
 def attend(
@@ -47,10 +48,8 @@ def attend(
     # Relative to the row's maximum nothing cancels, and masked scores never meet an infinity.
     x = jnp.where(mask, s - jax.lax.stop_gradient(row_max)[..., None], 0.0)
     e = jnp.where(mask, jnp.exp(x), 0.0)
-    total = jnp.where(seen, e.sum(-1), 1.0)
+    total = jnp.where(seen, row_sum(e), 1.0)
     out = jnp.einsum("bhts,bshd->bthd", e / total[..., None], v, precision=highest)
-    # -sum p log p = logsumexp(s) - sum p s, exact at p = 0 and without an epsilon. As a product: on
-    # some CPUs XLA adds up a sum of this kind one by one, and loses digits.
-    weighted = jnp.einsum("bhts,bhts->bht", e, x, precision=highest)
-    entropy = jnp.log(total) - weighted / total
+    # -sum p log p = logsumexp(s) - sum p s, exact at p = 0 and without an epsilon.
+    entropy = jnp.log(total) - row_sum(e * x) / total
     return out.astype(query.dtype), entropy

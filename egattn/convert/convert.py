@@ -12,20 +12,20 @@ import numpy as np
 import tyro
 
 import egattn
-from egattn._strict import parse
+from egattn._config import parse, to_json
 from egattn.convert import gpt2
 from egattn.convert.weights import DTYPES, SINGLE, Weights, read_json, write
 from egattn.data.manifest import TOKENIZER_NAME, sha256_file
-from egattn.data.staging import staged_directory
 from egattn.data.tokenizer import END_OF_TEXT, end_token_id, load_tokenizer, tokenizer_sha256
 from egattn.model import DecoderConfig
 from egattn.model.layers import shapes, stack, unstack
 from egattn.model.linear import SPECTRAL
 from egattn.optimizer import make_optimizer
+from egattn.run import RunDirectory
+from egattn.run.checkpoints import Saver
+from egattn.run.staging import staged_directory
 from egattn.sharding import make_mesh, state_sharding
-from egattn.train.checkpoints import Checkpoints
-from egattn.train.config import TrainConfig, to_json
-from egattn.train.evaluate import read_run
+from egattn.train.config import TrainConfig
 from egattn.train.step import TrainState, abstract
 from egattn.train.variables import load_variables
 
@@ -175,13 +175,13 @@ def _save(run: TrainConfig, variables: dict[str, Any]) -> None:
     optimizer = make_optimizer(run.optimizer, run.steps).init(params)
     state = TrainState(np.int32(0), params, variables[SPECTRAL], optimizer)
     state = jax.device_put(state, state_sharding(mesh, abstract(run)))
-    with Checkpoints(run, mesh) as checkpoints:
-        checkpoints.save(0, state)
+    with Saver(RunDirectory(run.run), keep=1) as saver:
+        saver.save(0, state, {"next_index": 0})
 
 
 def _to_hugging_face(config: ConvertConfig) -> list[str]:
-    run = read_run(config.source)
-    step, variables = load_variables(run, config.step)
+    run = TrainConfig.read(config.source)
+    step, variables = load_variables(run.run, config.step)
     flat = unstack(run.model, variables)
     for name, value in flat.items():
         if not np.isfinite(value).all():

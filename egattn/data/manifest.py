@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from egattn._strict import parse
+from egattn._config import parse
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"

@@ -23,7 +23,6 @@ from egattn.data.manifest import (
 )
 from egattn.data.shards import write_split
 from egattn.data.sources import open_source
-from egattn.data.staging import staged_directory
 from egattn.data.tokenizer import (
     END_OF_TEXT,
     MIN_VOCAB_SIZE,
@@ -32,6 +31,7 @@ from egattn.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
+from egattn.run.staging import staged_directory
 
 # Bounds the time and memory of training. The files of a directory come in an order that mixes the
 # whole of it, so that the first ones are a fair sample; a file of records is sampled at its start.

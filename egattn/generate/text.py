@@ -20,7 +20,6 @@ from egattn.generate.config import BeamSearch, Final, JointNucleus, Mode, Sampli
 from egattn.generate.generate import Beyond, Generated, Method, generate
 from egattn.model import Decoder
 from egattn.train.config import TrainConfig
-from egattn.train.evaluate import read_run
 from egattn.train.variables import load_variables
 
 _DRAWING = ("sample", "beam-sample", "joint")
@@ -134,11 +133,11 @@ def generate_text(config: GenerateConfig) -> None:
       FileNotFoundError: If the run, a checkpoint or the tokenizer is missing.
       ValueError: If a prompt is empty or too long, or an option is out of range.
     """
-    run = read_run(config.run)
+    run = TrainConfig.read(config.run)
     tokenizer = _tokenizer(config, run)
     end = end_token_id(tokenizer)
     prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in config.prompts]
-    _, variables = load_variables(run, config.step)
+    _, variables = load_variables(run.run, config.step)
     streams = len(prompts) == 1 and config.method == "sample" and config.num_samples == 1
     stream = _Stream(tokenizer, prompts[0]) if streams and not config.json else None
     made = generate(

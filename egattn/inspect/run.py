@@ -7,14 +7,15 @@ from typing import Any
 
 from egattn.convert.convert import ORIGIN
 from egattn.data import load_manifest
+from egattn.entropy import range_counts
 from egattn.inspect.architecture import architecture
 from egattn.inspect.parameters import counts, learned, table
 from egattn.report.runs import load_runs
-from egattn.report.summary import compare, range_counts
+from egattn.report.summary import compare
+from egattn.run import RunDirectory
+from egattn.run.integrity import check_intact, is_sealed
+from egattn.run.lines import to_json
 from egattn.train.config import TrainConfig
-from egattn.train.evaluate import read_run
-from egattn.train.integrity import check_intact, is_sealed, newest_intact, saved_steps
-from egattn.train.records import to_json
 from egattn.train.variables import describe_variables, read_variables
 
 
@@ -34,7 +35,7 @@ def inspect_run(path: Path, step: int | None, shapes: bool, verify: bool) -> dic
       FileNotFoundError: If the checkpoint asked for is not there or not intact.
       ValueError: If the config or the records are not those of a run.
     """
-    run = read_run(path)
+    run = TrainConfig.read(path)
     saved = _checkpoints(run, shapes)
     step = saved["newest"] if step is None else _check(run, saved, step, shapes)
     tokens = None if step is None else step * run.batch_size * run.model.context_length
@@ -49,14 +50,14 @@ def inspect_run(path: Path, step: int | None, shapes: bool, verify: bool) -> dic
 
 
 def _checkpoints(run: TrainConfig, shapes: bool) -> dict[str, Any]:
-    directory = run.run / "checkpoints"
-    steps = saved_steps(directory)
+    directory = RunDirectory(run.run)
+    steps = directory.saved_steps()
     found: dict[str, Any] = {"steps": steps, "checked": not shapes, "newest": None, "problems": []}
     if shapes:
-        sealed = [step for step in steps if is_sealed(directory / str(step))]
+        sealed = [step for step in steps if is_sealed(directory.checkpoint(step))]
         return found | {"newest": max(sealed, default=None)}
     try:
-        found["newest"], problems = newest_intact(directory)
+        found["newest"], problems = directory.newest()
         found["problems"] = list(problems.values())
     except FileNotFoundError as error:
         # What a run without an intact checkpoint is, is still to be said.
@@ -66,16 +67,16 @@ def _checkpoints(run: TrainConfig, shapes: bool) -> dict[str, Any]:
 
 def _check(run: TrainConfig, saved: dict[str, Any], step: int, shapes: bool) -> int:
     """Raises FileNotFoundError unless a checkpoint can be looked into."""
-    directory = run.run / "checkpoints"
+    directory = RunDirectory(run.run)
     # Checksums are not compared twice, nor where no array is read.
-    trusted = step == saved["newest"] or (shapes and is_sealed(directory / str(step)))
+    trusted = step == saved["newest"] or (shapes and is_sealed(directory.checkpoint(step)))
     if not trusted:
-        check_intact(directory, step)
+        check_intact(directory.checkpoints, step)
     return step
 
 
 def _parameters(run: TrainConfig, step: int, shapes: bool) -> dict[str, Any]:
-    checkpoint = run.run / "checkpoints" / str(step)
+    checkpoint = RunDirectory(run.run).checkpoint(step)
     variables = describe_variables(checkpoint) if shapes else read_variables(checkpoint)
     rows = table(run.model, variables)
     found: dict[str, Any] = {"parameters": {**counts(run.model, rows), "table": rows}}
@@ -108,7 +109,7 @@ def _origin(run: TrainConfig) -> dict[str, Any]:
 
 def _evaluation(path: Path) -> dict[str, Any] | None:
     """The last evaluation that the run has logged."""
-    log = path / "metrics.jsonl"
+    log = RunDirectory(path).metrics
     # A run that was killed at its start has a log without one whole line.
     if not log.is_file() or b"\n" not in log.read_bytes():
         return None

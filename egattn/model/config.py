@@ -3,8 +3,9 @@
 import dataclasses
 import itertools
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+from egattn._config import RUNTIME
 from egattn._spelling import unknown
 from egattn.attention.api import Implementation
 
@@ -73,11 +74,11 @@ class DecoderConfig:
     """Whether the matrices that write to the residual start 1 / sqrt(2 L) smaller, as in GPT-2."""
     dtype: DType = "float32"
     """Precision of matrix products; softmax, entropy, norms, residual and loss stay float32."""
-    remat: bool = False
+    remat: bool = dataclasses.field(default=False, metadata=RUNTIME)
     """Whether the backward pass recomputes each block's activations."""
-    scan_layers: bool = False
+    scan_layers: bool = dataclasses.field(default=False, metadata=RUNTIME)
     """Whether layers run in a loop: compiles faster, runs slower; same parameters and numbers."""
-    implementation: Implementation | None = None
+    implementation: Implementation | None = dataclasses.field(default=None, metadata=RUNTIME)
     """Attention implementation; None chooses."""
 
     def __post_init__(self):
@@ -126,7 +127,7 @@ class DecoderConfig:
         for key in overrides:
             if key not in names:
                 raise ValueError(unknown("DecoderConfig field", key, names))
-        return cls(**{**PRESETS[name], **overrides})
+        return cls(**{**PRESETS[name].model, **overrides})
 
     @property
     def kv_heads(self) -> int:
@@ -165,23 +166,36 @@ _LN_FREE = {"pre_norm": "none", "final_norm": "none"}
 _SOFTMAX_ONLY = {**_LN_FREE, "activation": "identity"}
 _SCALED_FUSED = {**_SOFTMAX_ONLY, "feed_forward": "fused", "ffn_scaling": True}
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "sm_ln_g": {},
-    "sm_ln_r": {"activation": "relu"},
-    "sm_ln": {"activation": "identity"},
-    "sm_g": _LN_FREE,
-    "sm_r": {**_LN_FREE, "activation": "relu"},
-    "sm": _SOFTMAX_ONLY,
-    "sm_wnorm": {**_SOFTMAX_ONLY, "weight_reparam": "weight_norm"},
-    "sm_snorm": {**_SOFTMAX_ONLY, "weight_reparam": "spectral_norm"},
-    "sm_scffn": {**_SOFTMAX_ONLY, "ffn_scaling": True},
-    "sm_scfuffn": _SCALED_FUSED,
-    # The paper starts temperatures at 1e-2 (CodeParrot) or 1e-1 (Languini); 1e-2 needs the penalty
-    # from the first step on or it diverges.
-    "sm_t_scfuffn": {**_SCALED_FUSED, "temperature": 0.1},
-    "ereg_sm_t_scfuffn": {**_SCALED_FUSED, "temperature": 0.1, "threshold": 0.5},
+
+class Preset(NamedTuple):
+    """One of the paper's networks."""
+
+    model: dict[str, Any]
+    """Fields of `DecoderConfig` that differ from SM+LN+G's."""
+    penalty_weight: float = 0.0
+    """Factor lambda of the entropy penalty that it is trained with."""
+
+
+# The paper starts temperatures at 1e-2 (CodeParrot) or 1e-1 (Languini); 1e-2 needs the penalty
+# from the first step on or it diverges.
+_TEMPERATURE = {**_SCALED_FUSED, "temperature": 0.1}
+
+PRESETS: dict[str, Preset] = {
+    "sm_ln_g": Preset({}),
+    "sm_ln_r": Preset({"activation": "relu"}),
+    "sm_ln": Preset({"activation": "identity"}),
+    "sm_g": Preset(_LN_FREE),
+    "sm_r": Preset({**_LN_FREE, "activation": "relu"}),
+    "sm": Preset(_SOFTMAX_ONLY),
+    "sm_wnorm": Preset({**_SOFTMAX_ONLY, "weight_reparam": "weight_norm"}),
+    "sm_snorm": Preset({**_SOFTMAX_ONLY, "weight_reparam": "spectral_norm"}),
+    "sm_scffn": Preset({**_SOFTMAX_ONLY, "ffn_scaling": True}),
+    "sm_scfuffn": Preset(_SCALED_FUSED),
+    "sm_t_scfuffn": Preset(_TEMPERATURE),
+    # The published sum's 1e-5 at 128 sequences of 128 positions, see `PenaltyConfig.weight`.
+    "ereg_sm_t_scfuffn": Preset({**_TEMPERATURE, "threshold": 0.5}, penalty_weight=0.16),
 }
-"""The paper's architectures in its order (Table 1 and after), as changes to SM+LN+G."""
+"""The paper's networks in its order (Table 1 and after)."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "pre_norm": get_args(Norm),

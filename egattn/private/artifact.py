@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 import egattn
-from egattn.data.staging import staged_directory
 from egattn.private.ranges import FixedPoint, check, measure
+from egattn.run.staging import staged_directory
 
 FORMAT = 1
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import tyro
 
-from egattn.data import Manifest, evaluation_batches, load_manifest, load_tokenizer
+from egattn.data import Manifest, evaluation_batches, load_tokenizer
 from egattn.data.manifest import TOKENIZER_NAME
 from egattn.model import Decoder
 from egattn.private.artifact import (
@@ -22,7 +22,7 @@ from egattn.private.artifact import (
 from egattn.private.fold import fold
 from egattn.private.program import Gelu, program
 from egattn.train.config import TrainConfig
-from egattn.train.evaluate import check_data, read_run
+from egattn.train.evaluate import with_data
 from egattn.train.variables import load_variables
 
 # Largest difference between program and decoder, of the largest logit: rounding, or GELU's form.
@@ -73,17 +73,15 @@ def export(config: ExportConfig) -> dict[str, Any]:
         activations leave the range of the fixed-point arithmetic.
       RuntimeError: If the program does not compute what the decoder does.
     """
-    run = read_run(config.run)
-    run = dataclasses.replace(run, data=config.data or run.data)
-    manifest = load_manifest(run.data)
-    check_data(run, manifest)
+    run = TrainConfig.read(config.run)
+    run, manifest = with_data(run, config.data, other=True)
     model = dataclasses.replace(run.model, dtype="float32", implementation="reference")
     length = config.length or model.context_length
     if not 1 <= length <= model.context_length:
         raise ValueError(f"length must lie within 1 to {model.context_length}, got {length}")
     windows = _windows(config, run, manifest, length)
     tokens, lengths, vocabulary = _prompts(config, run, manifest, windows)
-    step, variables = load_variables(run, config.step)
+    step, variables = load_variables(run.run, config.step)
     artifact = Program(
         "model",
         f"{config.run.name} step {step}, {length} positions",

@@ -19,7 +19,7 @@ from egattn.model import DecoderConfig
 Gelu = Literal["tanh", "polynomial"]
 
 # Degree 4 on [0, 3.25], least largest error (1.7e-3) of gelu(z) - z / 2 in its tanh form, joined to
-# z / 2 at the end. Fitted by linear programming; tests/test_private_program.py measures the error.
+# z / 2 at the end. Fitted by linear programming; tests/private/test_program.py measures the error.
 _GELU = (0.00116778, -0.03579107, 0.53837701, -0.18264345, 0.02082485)
 _GELU_END = 3.25
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import tyro
 
-from egattn.data.staging import staged_directory
 from egattn.report.figures import draw, drawing
 from egattn.report.page import GENERATOR, render
 from egattn.report.runs import load_runs
@@ -15,6 +14,7 @@ from egattn.report.summary import Row as Row
 from egattn.report.summary import compare
 from egattn.report.summary import comparison as comparison
 from egattn.report.summary import summary_lines as summary_lines
+from egattn.run.staging import staged_directory
 
 _PAGE = "index.html"
 

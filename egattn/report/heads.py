@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MultipleLocator
 
+from egattn.entropy import range_counts
 from egattn.report.runs import Run
 from egattn.report.style import WIDTH, Plot, canvas, panels, spans_decades, text
-from egattn.report.summary import range_counts
 
 # Above this many layers or heads the numbers in a heat map's cells would touch.
 _ANNOTATED = 12

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from egattn._strict import flatten
+from egattn._config import flatten
+from egattn.entropy import uniform_entropy
+from egattn.run import RunDirectory
+from egattn.run.lines import read_lines
 
 # Arrays of each kind of record, with their number of dimensions.
 _FIELDS: dict[str, dict[str, int]] = {
@@ -26,6 +29,7 @@ _FIELDS: dict[str, dict[str, int]] = {
         "windows": 0,
         "head_entropy": 2,
     },
+    "save": {"step": 0},
 }
 _LEARNED = {"threshold": (2,), "temperature": (2,), "alpha": (1,), "beta": (1,), "slope": (0, 1, 2)}
 
@@ -78,11 +82,6 @@ class Run:
         return self.starts[-1].get(name) if self.starts else None
 
 
-def uniform_entropy(length: int) -> float:
-    """Mean row entropy of a causal head that attends uniformly, (log T!) / T nats."""
-    return math.lgamma(length + 1) / length
-
-
 def load_runs(paths: Sequence[Path]) -> list[Run]:
     """Reads run directories.
 
@@ -102,16 +101,17 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _load(path: Path, label: str) -> Run:
+    directory = RunDirectory(path)
     if not path.is_dir():
         raise FileNotFoundError(f"expected a run directory, got {path}, which is no directory")
-    for name in ("config.json", "metrics.jsonl"):
-        if not (path / name).is_file():
-            raise FileNotFoundError(f"{path} is not a run directory: it has no {name}")
-    records = _records(path / "metrics.jsonl")
+    for file in (directory.config, directory.metrics):
+        if not file.is_file():
+            raise FileNotFoundError(f"{path} is not a run directory: it has no {file.name}")
+    records = _records(directory.metrics)
     return Run(
         label=label,
         path=path,
-        config=_config(path / "config.json"),
+        config=_config(directory.config),
         starts=records["start"],
         train=_columns(records["train"]),
         validation=_columns(records["validation"]),
@@ -154,21 +154,13 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _records(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Records by kind, as arrays; a last line that a killed process left unfinished is dropped."""
-    lines = path.read_bytes().split(b"\n")
-    last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
     records: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _FIELDS}
     shapes: dict[str, tuple[int, ...]] = {}
-    for i, line in enumerate(lines[: last + 1]):
-        try:
-            record = json.loads(line.decode())
-        except ValueError as error:
-            if i == last:
-                break
-            raise ValueError(f"{path} line {i + 1}: expected JSON, got {error}") from None
+    for number, record in enumerate(read_lines(path), 1):
         try:
             kind, values = _record(record, shapes)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} line {i + 1}: {error}") from None
+            raise ValueError(f"{path} line {number}: {error}") from None
         records[kind].append(values)
     if not any(records.values()):
         raise ValueError(f"{path}: expected records of a run, got none")

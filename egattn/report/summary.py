@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from egattn.entropy import range_shares
 from egattn.report.runs import Run, load_runs
 
 # What tables show where the files say nothing: a dash.
@@ -44,7 +45,7 @@ class Row:
     bits_per_byte: float | None
     """Validation cross entropy in bits per byte of text."""
     shares: tuple[float, ...] | None
-    """Share of heads in each entropy range, lowest first, see `range_counts`."""
+    """Share of heads in each entropy range, lowest first, see `egattn.entropy.range_counts`."""
     tokens_per_second: float | None
     """Median over the logged steps."""
 
@@ -131,26 +132,6 @@ def number(value: float | None, form: str) -> str:
     return form.format(value) if math.isfinite(value) else "not finite"
 
 
-def range_counts(heads: np.ndarray) -> np.ndarray:
-    """Counts heads in [0, M/4), [M/4, M/2), [M/2, 3M/4), [3M/4, M], M the largest entropy.
-
-    In NumPy, not with `egattn.entropy`: a report must not claim the accelerator that a run is
-    training on.
-
-    Args:
-      heads: Head entropies [L, H], nats; those that are not finite are in no range.
-
-    Returns:
-      The four counts.
-
-    Reference:
-      Jha & Reagen, arXiv 2501.03489, Figure 3.
-    """
-    finite = np.maximum(heads[np.isfinite(heads)], 0)
-    # All-zero entropies are a collapse and belong to the lowest range, whatever the edges.
-    return np.histogram(finite, bins=4, range=(0, finite.max(initial=0) or 1))[0]
-
-
 def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Returns the config's leaves that differ, by dotted name, each with its value per run."""
     names = dict.fromkeys(name for run in runs for name in run.config if name != "run")
@@ -178,7 +159,7 @@ def _row(run: Run) -> Row:
         perplexity=float(last["perplexity"]) if evaluated else None,
         delta=None,
         bits_per_byte=float(last["bits_per_byte"]) if evaluated else None,
-        shares=None if heads is None else tuple((range_counts(heads) / heads.size).tolist()),
+        shares=None if heads is None else tuple(range_shares(heads).tolist()),
         tokens_per_second=float(np.median(speeds)) if speeds.size else None,
     )
 

@@ -1,18 +1,20 @@
 """What a training run is: one frozen dataclass, written beside the checkpoints as JSON."""
 
 import dataclasses
-import json
+import math
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tyro
 
+from egattn._config import LOCAL, RUNTIME
 from egattn._spelling import unknown
-from egattn._strict import flatten, parse
+from egattn.data import load_manifest
 from egattn.entropy import Kind, Reduction
-from egattn.model import DecoderConfig
+from egattn.model import PRESETS, DecoderConfig
 from egattn.optimizer import OptimizerConfig
-from egattn.train.distributed import DistributedConfig
+from egattn.run import RunConfig, RunDirectory
+from egattn.run.directory import local_path
 
 Ceiling = Literal["log", "row"]
 TrainingReduction = Literal["mean", "head", "sum"]
@@ -41,27 +43,27 @@ class PenaltyConfig:
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(unknown(f"penalty {name}", getattr(self, name), get_args(choices)))
         for name in ("weight", "tolerance"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"penalty {name} must be >= 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"penalty {name} must be >= 0 and finite, got {getattr(self, name)}"
+                )
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"penalty warmup must lie in [0, 1], got {self.warmup}")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A training run."""
+class TrainConfig(RunConfig):
+    """A training run of a decoder."""
 
-    run: tyro.conf.Positional[Path]
-    """Run directory; made if missing, resumed if it holds this same run."""
     preset: tyro.conf.Suppress[str] = "sm_ln_g"
     """The architecture that `model` started from."""
-    data: Path = Path("data/python")
+    data: Path = dataclasses.field(default=Path("data/python"), metadata=LOCAL)
     """Directory written by `egattn prepare`."""
     data_sha256: tyro.conf.Suppress[str] = ""
     """Checksum of the data, filled in when training starts."""
     tokenizer_sha256: tyro.conf.Suppress[str] = ""
     """Checksum of the data's tokenizer, filled in when training starts."""
-    init_from: Path | None = None
+    init_from: Path | None = dataclasses.field(default=None, metadata=LOCAL)
     """Run directory, say of `egattn convert`, whose newest checkpoint gives the weights to start
     from."""
     init_sha256: tyro.conf.Suppress[str] = ""
@@ -72,113 +74,97 @@ class TrainConfig:
     """Entropy penalty."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """Optimiser and schedule."""
-    steps: int = 1000
-    """Optimiser steps."""
     batch_size: int = 64
     """Sequences per step over all devices and microbatches."""
-    accumulation: int = 1
+    accumulation: int = dataclasses.field(default=1, metadata=RUNTIME)
     """Microbatches a step is computed in; changes memory, not numbers."""
     seed: int = 0
     """Seed of initial parameters and of the data's order."""
-    skip_nonfinite: int = 0
-    """Steps with a loss, gradient or entropy that is not finite that may be left out; the run stops
-    at the next one."""
-    mesh: str | None = None
+    mesh: str | None = dataclasses.field(default=None, metadata=RUNTIME)
     """Devices per mesh axis, e.g. replica=2,fsdp=4; default: all on replica."""
-    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
-    """Other processes of the job."""
-    log_every: int = 10
-    """Steps between log records."""
-    evaluate_every: int = 100
-    """Steps between evaluations; one more follows the last step."""
-    evaluate_windows: int = 512
+    evaluate_windows: int = dataclasses.field(default=512, metadata=RUNTIME)
     """Validation windows per evaluation; the last one uses the whole split."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints; the last step is always saved."""
-    keep_checkpoints: int = 3
-    """Newest checkpoints kept."""
-    profile: tuple[int, int] | None = None
-    """First and last step of a trace of host and device, written to RUN/profile."""
 
     def __post_init__(self):
         """Checks the values."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and value < (field.name not in ("seed", "skip_nonfinite")):
-                raise ValueError(f"{field.name} must be positive, got {value}")
+        super().__post_init__()
+        for path in (self.data, self.init_from):
+            local_path(path or Path())
+        for name in ("batch_size", "accumulation", "evaluate_windows"):
+            self.check_at_least(name, 1)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2^32), got {self.seed}")
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size must be divisible by accumulation, "
                 f"got {self.batch_size} and {self.accumulation}"
-            )
-        if self.profile and not 1 <= self.profile[0] <= self.profile[1] <= self.steps:
-            first, last = self.profile
-            raise ValueError(
-                f"profile needs its first and last step within 1 to {self.steps}, "
-                f"got {first} and {last}"
             )
         if self.penalty.weight > 0 and self.model.threshold is None:
             raise ValueError("a penalty needs the model's threshold, e.g. 0.5, got None")
 
     @classmethod
     def preset_defaults(cls, preset: str, run: Path, **model: Any) -> "TrainConfig":
-        """Returns the defaults of a preset: `ereg_...` turns the penalty on.
+        """Returns the defaults of a preset, its penalty included.
 
         Args:
           preset: Name of a `DecoderConfig` preset.
           run: Run directory.
           **model: Fields of the model's config that replace the preset's.
         """
-        # The published sum's 1e-5 at 128 sequences of 128 positions, see PenaltyConfig.weight.
-        weight = 0.16 if preset.startswith("ereg_") else 0.0
         config = DecoderConfig.preset(preset, **model)
-        return cls(run, preset=preset, model=config, penalty=PenaltyConfig(weight=weight))
+        penalty = PenaltyConfig(weight=PRESETS[preset].penalty_weight)
+        return cls(run, preset=preset, model=config, penalty=penalty)
+
+    @classmethod
+    def for_data(
+        cls, run: Path, data: Path, preset: str = "sm_ln_g", init_from: Path | None = None
+    ) -> "TrainConfig":
+        """Returns the defaults of a preset for prepared data: their vocabulary and their length.
+
+        Args:
+          run: Run directory.
+          data: Directory written by `egattn prepare`.
+          preset: Name of a `DecoderConfig` preset.
+          init_from: Run directory to start from, whose sizes are then the defaults.
+
+        Raises:
+          FileNotFoundError: If there are no data, or no run to start from.
+          ValueError: If either is damaged, or the preset is unknown.
+        """
+        manifest = load_manifest(local_path(data), verify=False)
+        sizes = {"vocab_size": manifest.vocab_size, "context_length": manifest.context_length}
+        if init_from is not None:
+            sizes |= inherited(init_from)
+        config = cls.preset_defaults(preset, run, **sizes)
+        return dataclasses.replace(config, data=data, init_from=init_from)
+
+    @classmethod
+    def read(cls, run: Path) -> "TrainConfig":
+        """Returns the config of a run directory, see `RunDirectory.read_config`."""
+        return RunDirectory(run).read_config(cls)
+
+    def advice(self, before: RunConfig) -> str:
+        """Says how to train longer."""
+        if self.steps == before.steps:
+            return ""
+        return (
+            f"; the number of steps is part of the schedule: to train on from its weights use "
+            f"another directory and --init-from {self.run}"
+        )
 
 
-# Where and how a run is computed, as opposed to what is computed: may differ on resume.
-RUNTIME_FIELDS = (
-    "run",
-    "data",
-    "init_from",
-    "skip_nonfinite",
-    "mesh",
-    "distributed.enabled",
-    "distributed.coordinator",
-    "distributed.num_processes",
-    "distributed.process_id",
-    "distributed.join_timeout",
-    "distributed.heartbeat_timeout",
-    "log_every",
-    "evaluate_every",
-    "evaluate_windows",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "profile",
-    "model.remat",
-    "model.scan_layers",
-    "model.implementation",
+# All that fixes the shapes of what can be taken; what a preset decides is not among them.
+_INHERITED = (
+    *("num_layers", "num_heads", "num_kv_heads", "embed_dim", "hidden_dim"),
+    *("biases", "tie_embeddings"),
 )
 
 
-def to_json(config: TrainConfig) -> str:
-    """Returns the config as indented JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
-
-
-def from_json(text: str) -> TrainConfig:
-    """Reads what `to_json` wrote.
+def inherited(directory: Path) -> dict[str, Any]:
+    """Fields of the model's config that a run from another one's weights has unless told otherwise.
 
     Raises:
-      ValueError: If a key is unknown or missing, or a value has another type.
+      FileNotFoundError: If it is not a run directory.
     """
-    return parse(TrainConfig, json.loads(text), "config")
-
-
-def differences(a: TrainConfig, b: TrainConfig) -> list[str]:
-    """Describes the fields in which two runs compute something else."""
-    flat_a, flat_b = (dict(flatten(dataclasses.asdict(c))) for c in (a, b))
-    return [
-        f"{name}: {flat_a[name]} != {flat_b[name]}"
-        for name in flat_a
-        if flat_a[name] != flat_b[name] and name not in RUNTIME_FIELDS
-    ]
+    model = TrainConfig.read(directory).model
+    return {name: getattr(model, name) for name in _INHERITED}

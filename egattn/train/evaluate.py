@@ -2,13 +2,11 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import Mesh
@@ -17,10 +15,12 @@ from egattn.data import Manifest, evaluation_batches, load_manifest, token_bytes
 from egattn.entropy import entropy_summary, range_shares
 from egattn.model import Decoder
 from egattn.model.linear import SPECTRAL
-from egattn.sharding import attend_per_shard, check_batch, make_mesh, settle
-from egattn.train.checkpoints import Checkpoints
-from egattn.train.config import TrainConfig, from_json
-from egattn.train.step import TrainState, batch_sharding, make_eval_step
+from egattn.run import RunDirectory, restore
+from egattn.run.arrays import settle
+from egattn.run.signals import say
+from egattn.sharding import attend_per_shard, check_batch, make_mesh
+from egattn.train.config import TrainConfig
+from egattn.train.step import TrainState, batch_sharding, make_eval_step, target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,19 +98,6 @@ class Evaluator:
         }
 
 
-def read_run(run: Path) -> TrainConfig:
-    """Returns the config of a run directory.
-
-    Raises:
-      FileNotFoundError: If it is not a run directory.
-      ValueError: If its config is not one this version wrote.
-    """
-    path = run / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{run} is not a run directory: it has no config.json")
-    return dataclasses.replace(from_json(path.read_text(encoding="utf-8")), run=run)
-
-
 def load_state(run: TrainConfig, mesh: Mesh, step: int | None = None) -> TrainState:
     """Returns the state of a run's checkpoint, by default the newest intact one.
 
@@ -119,13 +106,8 @@ def load_state(run: TrainConfig, mesh: Mesh, step: int | None = None) -> TrainSt
     Raises:
       FileNotFoundError: If there is no such checkpoint.
     """
-    with Checkpoints(run, mesh, read_only=True) as checkpoints:
-        step, skipped = checkpoints.newest() if step is None else (step, {})
-        for line in skipped.values():
-            print(line, file=sys.stderr)
-        if step is None:
-            raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}")
-        return checkpoints.restore(step)
+    wanted = target(run, mesh)
+    return RunDirectory(run.run).read_checkpoint(lambda path: restore(path, wanted), step)[1]
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -140,19 +122,50 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
       FileNotFoundError: If the run or the checkpoint is missing.
       ValueError: If the data or the mesh do not fit the run.
     """
-    run = read_run(config.run)
-    if config.data is not None:
-        run = dataclasses.replace(run, data=config.data)
-    manifest = load_manifest(run.data)
-    check_data(run, manifest)
+    run = TrainConfig.read(config.run)
+    run, manifest = with_data(run, config.data, other=True)
     mesh = make_mesh(config.mesh)
     check_batch(mesh, run.batch_size // run.accumulation, run.model.context_length)
     state = load_state(run, mesh, config.step)
     values = Evaluator(run, manifest, mesh)(state, config.windows)
-    values["range_shares"] = range_shares(jnp.asarray(values["head_entropy"]))
+    values["range_shares"] = range_shares(np.asarray(values["head_entropy"]))
     values["row_quantiles"] = _row_quantiles(run, manifest, state, mesh)
     plain = {name: np.asarray(value).tolist() for name, value in values.items()}
     return {"run": str(config.run), "step": int(state.step), **plain}
+
+
+def with_data(
+    run: TrainConfig, data: Path | None, *, other: bool = False
+) -> tuple[TrainConfig, Manifest]:
+    """Returns a run's config with its data, and their manifest.
+
+    Args:
+      run: Config of the run.
+      data: Where the data are now; None: where they were when it was trained.
+      other: Whether data that are named may be other ones; then a line on stderr says so.
+
+    Raises:
+      FileNotFoundError: If there are none: says where they were.
+      ValueError: If they do not fit the run, or are not those that it was trained on.
+    """
+    where = data or run.data
+    if data is None and not where.exists():
+        raise FileNotFoundError(
+            f"{run.run} was trained on {where}, which is not here ({Path.cwd()}): --data says "
+            "where it is"
+        )
+    run = dataclasses.replace(run, data=where)
+    manifest = load_manifest(where)
+    check_data(run, manifest)
+    if run.data_sha256 not in ("", manifest.sha256):
+        differ = f"{where} holds other data than {run.run} was trained on"
+        if data is None or not other:
+            hint = f"; --data {where} takes them all the same" if other else ""
+            raise ValueError(
+                f"{differ}: the sha256 is {manifest.sha256}, expected {run.data_sha256}{hint}"
+            )
+        say(f"{differ}: what it was trained on may be among its validation documents", error=True)
+    return run, manifest
 
 
 def check_data(config: TrainConfig, manifest: Manifest) -> None:

@@ -1,7 +1,6 @@
 """The state before the first step of a run that starts from another run's weights."""
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,24 +8,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from egattn._config import changes
 from egattn.model import Decoder, DecoderConfig
 from egattn.model.layers import LAYER, shapes, stack, unstack
 from egattn.model.linear import SPECTRAL
 from egattn.optimizer import make_optimizer
+from egattn.run import RunDirectory
+from egattn.run.integrity import sha256
 from egattn.sharding import state_sharding
-from egattn.train.config import RUNTIME_FIELDS, TrainConfig
-from egattn.train.evaluate import read_run
-from egattn.train.integrity import newest_intact
+from egattn.train.config import TrainConfig
 from egattn.train.step import TrainState, abstract, init_state
 from egattn.train.variables import load_variables
 
 # Two networks whose parameters mean the same have these in common.
 _SHARED = ("vocab_size", "num_layers", "num_heads", "kv_heads", "embed_dim")
-# What the command line takes from the origin where it is not told otherwise.
-_INHERITED = (
-    *("num_layers", "num_heads", "num_kv_heads", "embed_dim", "hidden_dim"),
-    *("biases", "tie_embeddings"),
-)
 # Axis of positions, of which a shorter network takes the first.
 _POSITIONS = {"position_embedding.embedding": 0, "attention.log_temperature": 1}
 
@@ -85,18 +80,6 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
-def inherited(directory: Path) -> dict[str, Any]:
-    """Fields of the model's config that a run from these weights has unless told otherwise.
-
-    All that fixes the shapes of what can be taken; what a preset decides is not among them.
-
-    Raises:
-      FileNotFoundError: If it is not a run directory.
-    """
-    model = read_run(directory).model
-    return {name: getattr(model, name) for name in _INHERITED}
-
-
 def first_state(config: TrainConfig, mesh: Mesh) -> tuple[TrainState, Report | None]:
     """Returns the state before the first step, and where it comes from if from another run."""
     if config.init_from is None:
@@ -118,20 +101,10 @@ def check_origin(config: TrainConfig, directory: Path) -> str:
       FileNotFoundError: If there is no such run or checkpoint.
       ValueError: If the two networks or their tokenizers do not fit together.
     """
-    origin = read_run(directory)
+    origin = TrainConfig.read(directory)
     _check(config, origin)
     _plan(config, origin)
-    checkpoints = directory.resolve() / "checkpoints"
-    step, _ = newest_intact(checkpoints)
-    if step is None:
-        raise FileNotFoundError(f"no checkpoint in {checkpoints}")
-    return _sha256(origin, step)
-
-
-def _sha256(run: TrainConfig, step: int) -> str:
-    """Checksum of the file that has the checksums of all others."""
-    seal = run.run / "checkpoints" / str(step) / "checksums.json"
-    return hashlib.sha256(seal.read_bytes()).hexdigest()
+    return RunDirectory(directory).read_checkpoint(sha256)[1]
 
 
 def initialise(config: TrainConfig, mesh: Mesh, directory: Path) -> tuple[TrainState, Report]:
@@ -151,11 +124,11 @@ def initialise(config: TrainConfig, mesh: Mesh, directory: Path) -> tuple[TrainS
       FileNotFoundError: If there is no such run or checkpoint.
       ValueError: If the two networks or their tokenizers do not fit together.
     """
-    origin = read_run(directory)
+    origin = TrainConfig.read(directory)
     _check(config, origin)
     plan, before, after = _plan(config, origin)
-    step, variables = load_variables(origin)
-    if config.init_sha256 not in ("", _sha256(origin, step)):
+    step, variables = load_variables(directory)
+    if config.init_sha256 not in ("", sha256(RunDirectory(directory).checkpoint(step))):
         raise ValueError(f"the newest checkpoint of {directory} is not the one that this run took")
     fresh = [name for name in after if name not in plan]
     # The decoder computes these from the matrices that it is given.
@@ -176,7 +149,7 @@ def initialise(config: TrainConfig, mesh: Mesh, directory: Path) -> tuple[TrainS
         {name: taking.remark for name, taking in plan.items()},
         tuple(name for name in before if name not in used),
         tuple(fresh),
-        _changes(config.model, origin.model),
+        tuple(f"{n}: {old} -> {new}" for n, old, new in changes(origin.model, config.model)),
     )
 
 
@@ -274,10 +247,3 @@ def _complete(config: TrainConfig, variables: dict[str, Any]) -> TrainState:
     spectral = variables[SPECTRAL] or made.get(SPECTRAL, {})
     opt_state: Any = make_optimizer(config.optimizer, config.steps).init(params)
     return TrainState(jnp.int32(0), params, spectral, opt_state)
-
-
-def _changes(ours: DecoderConfig, theirs: DecoderConfig) -> tuple[str, ...]:
-    names = [field.name for field in dataclasses.fields(ours)]
-    computed = [name for name in names if f"model.{name}" not in RUNTIME_FIELDS]
-    pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in computed]
-    return tuple(f"{name}: {old} -> {new}" for name, old, new in pairs if old != new)

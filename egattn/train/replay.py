@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import tyro
 
-from egattn.data import batches, load_manifest, windows_of_batch
-from egattn.sharding import check_batch, make_mesh, settle
-from egattn.train.checkpoints import Checkpoints
+from egattn.data import batches, windows_of_batch
+from egattn.run import RunDirectory
+from egattn.run.arrays import settle
+from egattn.run.lines import read_lines
+from egattn.sharding import check_batch, make_mesh
 from egattn.train.config import TrainConfig
-from egattn.train.evaluate import check_data, read_run
+from egattn.train.evaluate import load_state, with_data
 from egattn.train.initialise import first_state
-from egattn.train.nonfinite import FILE
-from egattn.train.records import read_lines
 from egattn.train.step import device_batch, make_train_step
 
 
@@ -50,12 +50,10 @@ def replay(config: ReplayConfig) -> dict[str, Any]:
       FileNotFoundError: If it is not a run directory.
       ValueError: If the step, the data or the mesh do not fit the run.
     """
-    run = read_run(config.run)
-    run = dataclasses.replace(run, data=config.data or run.data, mesh=config.mesh or run.mesh)
+    run, manifest = with_data(TrainConfig.read(config.run), config.data)
+    run = dataclasses.replace(run, mesh=config.mesh or run.mesh)
     if not 1 <= config.step <= run.steps:
         raise ValueError(f"step must lie within 1 to {run.steps}, got {config.step}")
-    manifest = load_manifest(run.data)
-    check_data(run, manifest)
     metrics, first = _repeat(run, manifest, config.step)
     recorded = _recorded(config.run, config.step)
     return {
@@ -74,9 +72,8 @@ def _repeat(run: TrainConfig, manifest, step: int) -> tuple[dict[str, np.ndarray
     """Metrics of a step, and the step that it was reached from."""
     mesh = make_mesh(run.mesh)
     check_batch(mesh, run.batch_size // run.accumulation, run.model.context_length)
-    with Checkpoints(run, mesh, read_only=True) as checkpoints:
-        saved = checkpoints.newest(below=step)[0]
-        state = first_state(run, mesh)[0] if saved is None else checkpoints.restore(saved)
+    saved, _ = RunDirectory(run.run).newest(below=step)
+    state = first_state(run, mesh)[0] if saved is None else load_state(run, mesh, saved)
     first = saved or 0
     source = batches(
         run.data,
@@ -95,8 +92,9 @@ def _repeat(run: TrainConfig, manifest, step: int) -> tuple[dict[str, np.ndarray
 
 
 def _recorded(run: Path, step: int) -> dict[str, float] | None:
-    for name in ("metrics.jsonl", FILE):
-        for record in read_lines(run / name):
+    directory = RunDirectory(run)
+    for path in (directory.metrics, directory.nonfinite):
+        for record in read_lines(path):
             if record.get("step") == step and "gradient_norm" in record:
                 names = ("loss", "gradient_norm")
                 return {n: math.nan if record[n] is None else record[n] for n in names}

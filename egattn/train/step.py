@@ -14,10 +14,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
-from egattn.entropy import entropy_penalty, max_entropy
+from egattn.entropy import entropy_penalty, head_mean, max_entropy
 from egattn.model import Decoder, DecoderFeatures
 from egattn.model.linear import SPECTRAL
 from egattn.optimizer import make_optimizer
+from egattn.run import laid_out
 from egattn.sharding import (
     BATCH,
     attend_per_shard,
@@ -59,6 +60,12 @@ def init_state(config: TrainConfig, mesh: Mesh) -> TrainState:
 def abstract(config: TrainConfig) -> TrainState:
     """Shapes and dtypes of the state."""
     return jax.eval_shape(lambda: _init(config))
+
+
+def target(config: TrainConfig, mesh: Mesh) -> TrainState:
+    """The same, with the sharding of each array: what a checkpoint is restored to."""
+    shapes = abstract(config)
+    return laid_out(shapes, state_sharding(mesh, shapes))
 
 
 def _init(config: TrainConfig) -> TrainState:
@@ -113,7 +120,7 @@ def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable:
 
 
 def _unless_nonfinite(metrics, new: TrainState, old: TrainState) -> TrainState:
-    """The new state, or the old one at the next step; as `nonfinite.is_finite` has it."""
+    """The new state, or the old one at the next step; as `task.is_finite` has it."""
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
     finite &= metrics["nonfinite"].sum() == 0
     kept = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
@@ -150,7 +157,7 @@ def _gradients(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
         metrics = {
             "loss": loss,
             "penalty": cost,
-            "head_entropy": features.entropy.mean((1, 3)) / accumulation,
+            "head_entropy": head_mean(features.entropy) / accumulation,
             "nonfinite": jnp.sum(~jnp.isfinite(features.entropy), axis=(1, 2, 3)),
         }
         return loss + weight * cost, (metrics, spectral)
@@ -220,7 +227,7 @@ def _batch_head_mean(config: TrainConfig, mesh: Mesh, state: TrainState, tokens)
 
     def one(microbatch):
         features, _ = _features(config, mesh, state.params, state.spectral, microbatch)
-        return features.entropy.mean((1, 3))
+        return head_mean(features.entropy)
 
     return jax.lax.map(one, tokens).mean(0)
 
@@ -229,7 +236,7 @@ def _with_mean(entropy, mean):
     """Shifts each head's entropies to have the given mean, with the gradient of their own mean."""
     if mean is None:
         return entropy
-    shift = mean - entropy.mean((1, 3))
+    shift = mean - head_mean(entropy)
     return entropy + jax.lax.stop_gradient(shift)[:, None, :, None]
 
 
@@ -249,7 +256,7 @@ def make_eval_step(config: TrainConfig, mesh: Mesh) -> Callable:
         return {
             "nll": nll,
             "sequences": w.sum(),
-            "entropy": jnp.einsum("lbht,b->lh", features.entropy, w) / targets.shape[1],
+            "entropy": jnp.einsum("lbh,b->lh", features.entropy.mean(-1), w),
             "nonfinite": bad.sum((1, 2, 3)),
         }
 

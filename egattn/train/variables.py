@@ -1,6 +1,5 @@
 """A checkpoint's variables alone: what the network is, without what training it needs."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from egattn.model.linear import SPECTRAL
-from egattn.train.config import TrainConfig
-from egattn.train.integrity import check_intact, newest_intact
+from egattn.run import RunDirectory
 
 
-def load_variables(run: TrainConfig, step: int | None = None) -> tuple[int, dict[str, Any]]:
+def load_variables(run: Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
     """Returns step and variables of a run's checkpoint, by default the newest intact one.
 
     NumPy arrays, nested as `Decoder.init` returns them. Says on stderr which newer checkpoints are
@@ -22,16 +20,7 @@ def load_variables(run: TrainConfig, step: int | None = None) -> tuple[int, dict
     Raises:
       FileNotFoundError: If there is no such checkpoint.
     """
-    directory = run.run.resolve() / "checkpoints"
-    if step is None:
-        step, skipped = newest_intact(directory)
-        for line in skipped.values():
-            print(line, file=sys.stderr)
-        if step is None:
-            raise FileNotFoundError(f"no checkpoint in {directory}")
-    else:
-        check_intact(directory, step)
-    return step, read_variables(directory / str(step))
+    return RunDirectory(run).read_checkpoint(read_variables, step)
 
 
 def describe_variables(checkpoint: Path) -> dict[str, Any]:

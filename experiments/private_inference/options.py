@@ -1,4 +1,4 @@
-"""The command line: which options there are, which go together, and who carries them out."""
+"""The command line: which options there are, and which go together."""
 
 from __future__ import annotations
 
@@ -178,15 +178,3 @@ def _addresses(given: Any) -> tuple[str, ...]:
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise UsageError(f"--addresses: expected host:port, got {address!r}")
     return addresses
-
-
-def dispatch(arguments: list[str]) -> int:
-    """Carries out a command line and returns its exit status."""
-    options = parse(arguments)
-    if options.processes:
-        from launch import launch
-
-        return launch(options)
-    from party import run_all, run_one
-
-    return run_all(options) if options.rank is None else run_one(options)

@@ -26,6 +26,17 @@ def missing():
     return f"{lacking}; `make private-env` makes .venv-private, which has what it takes"
 
 
+def dispatch(options):
+    """Carries out a checked command line and returns its exit status."""
+    if options.processes:
+        from launch import launch
+
+        return launch(options)
+    from party import run_all, run_one
+
+    return run_all(options) if options.rank is None else run_one(options)
+
+
 def main(arguments):
     """Returns the exit status: 0, 1 for a run that failed, 2 for a command that cannot run."""
     lacking = missing()
@@ -33,10 +44,10 @@ def main(arguments):
         print("run.py: " + lacking, file=sys.stderr)
         return 2
     from errors import Failure
-    from options import dispatch
+    from options import parse
 
     try:
-        return dispatch(arguments)
+        return dispatch(parse(arguments))
     except Failure as failure:
         if os.environ.get("EGATTN_TRACEBACK") == "1":
             traceback.print_exc()

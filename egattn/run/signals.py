@@ -1,0 +1,153 @@
+"""Stopping on request: SIGTERM, SIGINT and SIGHUP, from the first instruction of a command on.
+
+Needs the standard library only, so that a command can listen before it imports anything else.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Preempted(Exception):
+    """A signal ended the work; what was done of a run is saved, and the same command continues."""
+
+
+class StopRequest:
+    """Listens for signals while it is entered, in the main thread.
+
+    At first nothing would be lost: a signal ends the process there and then, with status 128 + its
+    number, for Python's own handlers would have to wait until XLA has compiled. `keeping` and
+    `waiting` say otherwise for what they enclose. A second signal always ends the process at once.
+    A signal that was ignored when the process began, as after `nohup`, stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        """The signal that came, or None."""
+        self.resumes = False
+        """Whether the same command goes on where it was stopped: then a stop is no failure."""
+        self._keeps = self._waiting = self._shared = False
+        self._listening = threading.current_thread() is threading.main_thread()
+        self._before: dict[int, object] = {}
+
+    def __enter__(self):
+        """Returns itself."""
+        global _active
+        self._outer, _active = _active, self
+        if self._listening:
+            self._near, far = socket.socketpair()
+            far.setblocking(False)
+            self._far = far
+            heeded = [n for n in _SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in heeded}
+            self._wakeup = signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        """Gives the signals back."""
+        global _active
+        _active = self._outer
+        if self._listening:
+            signal.set_wakeup_fd(self._wakeup)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)  # pyright: ignore[reportArgumentType] - what signal() returned
+            self._far.close()
+
+    def share(self) -> None:
+        """Leaves SIGTERM to JAX, which has taken it where several processes have joined.
+
+        They have to stop after the same step, which its coordinator finds; the other signals are
+        passed on as SIGTERM.
+        """
+        self._shared = True
+        self._before.pop(signal.SIGTERM, None)
+
+    def check(self) -> None:
+        """Raises Preempted if a signal has come; between pieces of work that one process does."""
+        if self.name is not None and not self._shared:
+            raise Preempted(f"stopped by {self.name}")
+
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Work that has something to keep: a signal is only noted, see `check`."""
+        before, self._keeps = self._keeps, True
+        try:
+            yield
+        finally:
+            self._keeps = before
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Work that leaves something to clean up: a signal raises Preempted in it."""
+        self.check()
+        with self.keeping():
+            self._waiting = True
+            try:
+                yield
+            finally:
+                self._waiting = False
+
+    def _handle(self, number: int, _frame) -> None:
+        self.name = signal.Signals(number).name
+        if self._shared:
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self._waiting:
+            self._waiting = False
+            raise Preempted(f"stopped by {self.name}")
+
+    def _watch(self) -> None:
+        """Runs beside the main thread, which may be in the compiler for a minute."""
+        numbers = b""
+        while received := self._near.recv(64):
+            numbers += bytes(n for n in received if n in self._before)
+            if len(numbers) > 1:
+                name = signal.Signals(numbers[1]).name
+                _end(f"\n{name} again: stopped at once", 128 + numbers[1])
+            if numbers and not self._keeps and not self._shared:
+                name = signal.Signals(numbers[0]).name
+                if self.resumes:
+                    _end(f"stopped by {name}, nothing to save; the same command continues", 0)
+                _end(f"stopped by {name}", 128 + numbers[0])
+        self._near.close()
+
+
+_active: StopRequest | None = None
+
+
+def active() -> StopRequest:
+    """Returns the one that listens, say the command line's, or one that never hears anything."""
+    return _active or StopRequest()
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[StopRequest]:
+    """Gives the one that listens already, or listens as long as it is entered."""
+    with contextlib.nullcontext(_active) if _active else StopRequest() as stop:
+        yield stop
+
+
+def say(line: str, *, error: bool = False) -> None:
+    """Prints a line, to stderr if `error`; where nobody can read it, nothing happens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def silence() -> None:
+    """Sends what the process still prints nowhere, so that nothing fails at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _end(line: str, status: int) -> None:
+    """Ends the process although its main thread may be anywhere."""
+    say(line, error=status != 0)
+    os._exit(status)

@@ -1,1 +1,0 @@
-"""The paper's tables and figures, one module per study; `python -m experiments.run STUDY`."""
