@@ -25,6 +25,7 @@ import numpy as np
 import tyro
 
 from egattn.report.table import write_table
+from egattn.run import RunDirectory
 from egattn.sharding import make_mesh
 from egattn.train.config import TrainConfig
 from egattn.train.evaluate import load_state
@@ -79,7 +80,8 @@ class Run:
 
     def saves(self) -> tuple[int, list[str]]:
         """Newest completed save, and what uncompleted ones have left."""
-        entries = list((self.path / "checkpoints").iterdir()) if self.path.exists() else []
+        where = RunDirectory(self.path).checkpoints
+        entries = list(where.iterdir()) if where.exists() else []
         sealed = [int(e.name) for e in entries if (e / "checksums.json").exists()]
         return max(sealed, default=0), [
             e.name for e in entries if str(e.name) not in map(str, sealed)

@@ -18,12 +18,10 @@ compiled step asks for: state, batch, results and temporaries.
 """
 
 import dataclasses
-import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +33,15 @@ from egattn.model.config import DType
 from egattn.report.table import digits, quartiles, save_table, write_table
 from egattn.run.arrays import settle
 from egattn.sharding import make_mesh
-from egattn.train import step as step_module
 from egattn.train.config import PenaltyConfig, TrainConfig
 from egattn.train.flops import utilisation
-from egattn.train.step import batch_sharding, compiler_options, init_state, make_train_step
+from egattn.train.step import (
+    batch_sharding,
+    compiler_options,
+    init_state,
+    make_train_step,
+    train_step,
+)
 
 Case = Literal["entropy", "penalty_off", "stock"]
 
@@ -124,24 +127,19 @@ def build(train: TrainConfig, case: Case, implementation: Implementation | None)
     model = dataclasses.replace(train.model, implementation=implementation)
     train = dataclasses.replace(train, penalty=penalty, model=model)
     mesh = make_mesh()
-    step = make_train_step(train, mesh)
+    step = train_step(train, mesh, stock_attention if case == "stock" else None)
 
     def without_statistics(state, tokens):
-        state, metrics = inspect.unwrap(step)(state, tokens)
+        state, metrics = step(state, tokens)
         return state, {"loss": metrics["loss"]}
 
     options = compiler_options(mesh)
     bare = jax.jit(without_statistics, donate_argnums=0, compiler_options=options)
-    chosen = step if case == "entropy" else bare
+    chosen = make_train_step(train, mesh) if case == "entropy" else bare
     state = jax.eval_shape(lambda: init_state(train, mesh))
     shape = (1, train.batch_size, train.model.context_length + 1)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
-    if case != "stock":
-        return chosen.lower(state, tokens).compile()
-    with mock.patch.object(step_module, "attend_per_shard", return_value=stock_attention) as used:
-        compiled = chosen.lower(state, tokens).compile()
-    used.assert_called()
-    return compiled
+    return chosen.lower(state, tokens).compile()
 
 
 class Racer:

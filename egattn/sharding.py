@@ -22,9 +22,13 @@ BATCH = ("replica", "fsdp")
 # Logical axis -> mesh axis.
 _LOGICAL = {"vocab": "tensor", "heads": "tensor", "ffn": "tensor", "embed": "fsdp"}
 
-# Path of a parameter -> logical names of its last axes; the layer axis in front is never split.
+Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
+"""Regular expression for the path of a parameter -> logical names of its last axes ("vocab",
+"heads", "ffn", "embed"; None for one that stays whole); axes in front are never split. The first
+that is found decides."""
+
 # The optimiser's moments carry their parameter's path as a suffix and follow it.
-_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+DECODER_RULES: Rules = (
     (r"token_embedding/embedding$", ("vocab", "embed")),
     (r"position_embedding/embedding$", (None, "embed")),
     (r"\bhead$", ("vocab", "embed")),
@@ -33,7 +37,11 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"feed_forward/up/kernel$", ("embed", "ffn")),
     (r"feed_forward/down/kernel$", ("ffn", "embed")),
     (r"feed_forward/fused/kernel$", ("ffn", "embed")),
+    # Small, however many layers are stacked.
+    (r"/(bias|scale|gain|slope|left|log_temperature)$", ()),
+    (r"\bthreshold$", ()),
 )
+"""Those of `egattn.model.Decoder`."""
 
 
 def make_mesh(spec: str | None = None, devices: Sequence[Any] | None = None) -> Mesh:
@@ -177,21 +185,42 @@ def _check_ring(mesh: Mesh, length: int, source: int, implementation: str | None
         )
 
 
-def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
-    """Sharding of each leaf of a train state (or of parameters alone), by `_RULES`.
+def state_sharding(mesh: Mesh, abstract_state: Any, rules: Rules = DECODER_RULES) -> Any:
+    """Sharding of each leaf of a train state, or of parameters alone.
 
-    An axis whose length the mesh does not divide stays whole.
+    Scalars and vectors are on every device unless a rule names them. An axis whose length the mesh
+    does not divide stays whole.
+
+    Args:
+      mesh: The mesh.
+      abstract_state: Tree of arrays or shapes.
+      rules: How parameters are split; an empty tuple of axes puts one on every device.
+
+    Raises:
+      ValueError: If no rule names an array of two axes or more, or one names more axes than there
+        are or an axis that does not exist.
     """
 
     def leaf(path, x):
         name = "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
-        axes = next((axes for rule, axes in _RULES if re.search(rule, name)), ())
-        if len(x.shape) < len(axes):
-            axes = ()
-        spec: list[str | None] = [None] * (len(x.shape) - len(axes))
-        for logical, length in zip(axes, x.shape[len(spec) :], strict=True):
-            axis = _LOGICAL.get(logical or "")
-            spec.append(axis if axis and length % mesh.shape[axis] == 0 else None)
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        axes = next((axes for rule, axes in rules if re.search(rule, name)), None)
+        if axes is None and len(x.shape) > 1:
+            raise ValueError(f"no sharding rule names {name!r} of shape {x.shape}")
+        return NamedSharding(mesh, _partition(mesh, name, x.shape, axes or ()))
 
     return jax.tree_util.tree_map_with_path(leaf, abstract_state)
+
+
+def _partition(
+    mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]
+) -> PartitionSpec:
+    """How an array is split whose last axes have these logical names."""
+    if len(shape) < len(axes):
+        raise ValueError(f"the sharding rule of {name!r} names axes {axes}, got shape {shape}")
+    spec: list[str | None] = [None] * (len(shape) - len(axes))
+    for logical, length in zip(axes, shape[len(spec) :], strict=True):
+        if logical not in (None, *_LOGICAL):
+            raise ValueError(unknown("logical axis", logical, _LOGICAL))
+        axis = _LOGICAL.get(logical or "")
+        spec.append(axis if axis and length % mesh.shape[axis] == 0 else None)
+    return PartitionSpec(*spec)

@@ -125,7 +125,7 @@ def check_implementation(
         compiling, running = compiling + first - later, running + later
         for key, error in errors(actual, expected[shape], bounds(implementation, dtype)).items():
             # Not a number is larger than any number.
-            if key not in largest or not error <= largest[key]:
+            if key not in largest or np.isnan(error) or error > largest[key]:
                 largest[key], where[key] = error, shape
     wrong = [f"{key} at {where[key]}" for key, error in largest.items() if not error <= 1]
     left_out = [f"not {shape}: {lack}" for shape, lack in lacks.items() if lack]

@@ -1,6 +1,5 @@
 """Whether runs and data can live in a directory."""
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -12,19 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from egattn.doctor.row import Row, failed
+from egattn.run.lock import locked
 
 # A checkpoint of GPT-2 small with its optimiser is 1.5 GB, and the next is written before it goes.
 _LEAST_FREE = 3_000_000_000
 _WRITTEN = 16 * 2**20
 _REPLACEMENTS = 100
 
-# Status 0: it has the lock; 9: another process has it.
+# What a second process does; status 9: another one has the lock.
 _LOCK = """
-import fcntl, sys
-try:
-    fcntl.flock(open(sys.argv[1], "r+b"), fcntl.LOCK_EX | fcntl.LOCK_NB)
-except BlockingIOError:
-    sys.exit(9)
+import pathlib, sys
+from egattn.run.lock import locked
+with locked(pathlib.Path(sys.argv[1])) as held:
+    sys.exit(0 if held else 9)
 """
 
 
@@ -75,22 +74,22 @@ def _write(path: Path) -> tuple[bool, str]:
 
 
 def _lock(path: Path) -> tuple[bool, str]:
-    """A second process is kept out while the lock is held, and let in afterwards."""
+    """The lock of runs keeps a second process out while it is held, and lets it in afterwards."""
     file = path / "lock"
-    file.touch()
-    with file.open("r+b") as held:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locked(file) as held:
         during = _lock_elsewhere(file)
     after = _lock_elsewhere(file)
+    if not held:
+        return False, "a lock that nobody else knows of is held"
     if during == 0:
-        return False, "flock keeps no other process out: two trainers could share a run"
+        return False, "it keeps no second process out: two trainers could share a run"
     if (during, after) != (9, 0):
-        return False, f"flock in another process ends with {during}, after release with {after}"
-    return True, "flock keeps a second process out"
+        return False, f"a second process ends with {during}, after release with {after}"
+    return True, "keeps a second process out"
 
 
 def _lock_elsewhere(file: Path) -> int:
-    command = [sys.executable, "-S", "-c", _LOCK, str(file)]
+    command = [sys.executable, "-c", _LOCK, str(file)]
     return subprocess.run(command, stderr=subprocess.DEVNULL, timeout=30).returncode
 
 

@@ -156,7 +156,9 @@ class RunDirectory:
         Raises:
           ValueError: If the records are damaged, naming the line.
         """
-        return max((r["step"] for r in read_lines(self.metrics) if r["kind"] == "save"), default=0)
+        return max(
+            (r["step"] for r in read_lines(self.metrics) if r.get("kind") == "save"), default=0
+        )
 
     def is_empty(self) -> bool:
         """Whether there is nothing here but what a start that failed can leave."""

@@ -90,17 +90,23 @@ def device_batch(config: TrainConfig, mesh: Mesh, rows: np.ndarray) -> jax.Array
     return jax.make_array_from_process_local_data(batch_sharding(mesh), local, shape)
 
 
-def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable:
-    """Returns the jitted `(state, tokens [accumulation, B, T + 1]) -> (state, metrics)`.
+def train_step(config: TrainConfig, mesh: Mesh, attend: Callable | None = None) -> Callable:
+    """Returns the pure `(state, tokens [accumulation, B, T + 1]) -> (state, metrics)`.
 
-    The state is donated. Metrics are device arrays: `loss` (cross entropy per token, nats),
-    `penalty` (before lambda), `gradient_norm`, `head_entropy` [L, H] (nats) and `nonfinite` [L]
-    (rows whose entropy is not finite); means and counts over the whole batch.
+    Metrics are arrays: `loss` (cross entropy per token, nats), `penalty` (before lambda),
+    `gradient_norm`, `head_entropy` [L, H] (nats) and `nonfinite` [L] (rows whose entropy is not
+    finite); means and counts over the whole batch.
+
+    Args:
+      config: The run.
+      mesh: Where it runs.
+      attend: An operator with the signature of `entropy_attention`; default: that one, on each
+        device of the mesh (`egattn.sharding.attend_per_shard`).
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
 
     def step(state: TrainState, tokens: Int[Array, "accumulation batch window"]):
-        grads, spectral, metrics = _gradients(config, mesh, state, tokens)
+        grads, spectral, metrics = batch_gradient(config, mesh, state, tokens, attend)
         metrics["gradient_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -109,9 +115,14 @@ def make_train_step(config: TrainConfig, mesh: Mesh) -> Callable:
             new = _unless_nonfinite(metrics, new, state)
         return new, metrics
 
+    return step
+
+
+def make_train_step(config: TrainConfig, mesh: Mesh, attend: Callable | None = None) -> Callable:
+    """Returns `train_step` jitted for the mesh; it donates the state."""
     state = state_sharding(mesh, abstract(config))
     return jax.jit(
-        step,
+        train_step(config, mesh, attend),
         in_shardings=(state, batch_sharding(mesh)),
         out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
@@ -135,19 +146,31 @@ def compiler_options(mesh: Mesh) -> dict[str, Any]:
     return {name: value for name, value in _GPU_OPTIONS.items() if name not in flags}
 
 
-def _gradients(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
-    """Gradient of the whole batch's objective: one division by the whole batch's token count."""
+def batch_gradient(
+    config: TrainConfig,
+    mesh: Mesh,
+    state: TrainState,
+    tokens: Int[Array, "accumulation batch window"],
+    attend: Callable | None = None,
+) -> tuple[PyTree, PyTree, dict[str, Array]]:
+    """Gradient of the whole batch's objective: one division by the whole batch's token count.
+
+    Returns:
+      The gradient, the spectral norm's new vectors, and the metrics of `train_step` but for the
+      gradient's norm.
+    """
     penalty, accumulation = config.penalty, tokens.shape[0]
+    model = _decoder(config, mesh, attend)
     predictions = tokens.shape[0] * tokens.shape[1] * (tokens.shape[2] - 1)
     weight = penalty.weight * penalty_ramp(penalty, config.steps, state.step)
     # "sum" adds up over the batch; the other reductions are means of equal microbatches.
     share = 1.0 if penalty.reduction == "sum" else 1.0 / accumulation
     batch_mean = None
     if penalty.weight > 0 and penalty.reduction == "head" and accumulation > 1:
-        batch_mean = _batch_head_mean(config, mesh, state, tokens)
+        batch_mean = _batch_head_mean(model, state, tokens)
 
     def objective(params, microbatch):
-        features, spectral = _features(config, mesh, params, state.spectral, microbatch)
+        features, spectral = _features(model, params, state.spectral, microbatch)
         weights = jnp.full(microbatch[:, 1:].shape, 1 / predictions, jnp.float32)
         loss = _loss(config, mesh, features, microbatch[:, 1:], weights)
         cost = jnp.float32(0)
@@ -178,16 +201,17 @@ def _gradients(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
     return grads, jax.tree.map(lambda x: x[-1], spectral), metrics
 
 
-def _features(
-    config: TrainConfig, mesh: Mesh, params, spectral, tokens
-) -> tuple[DecoderFeatures, PyTree]:
+def _decoder(config: TrainConfig, mesh: Mesh, attend: Callable | None = None) -> Decoder:
     # Without constraints XLA's partitioner may split the residual's cotangent over `tensor`, and
     # gets gradients wrong without an error (jax 0.10.2 and 0.12.0.1, all three axes > 1).
-    model = Decoder(
+    return Decoder(
         config.model,
         constrain=functools.partial(constrain_activations, mesh),
-        attend=attend_per_shard(mesh),
+        attend=attend_per_shard(mesh) if attend is None else attend,
     )
+
+
+def _features(model: Decoder, params, spectral, tokens) -> tuple[DecoderFeatures, PyTree]:
     features, updated = model.apply(
         {"params": params, SPECTRAL: spectral},
         tokens[:, :-1],
@@ -219,14 +243,14 @@ def _penalty(config: PenaltyConfig, entropy, threshold) -> Float[Array, ""]:
     )
 
 
-def _batch_head_mean(config: TrainConfig, mesh: Mesh, state: TrainState, tokens):
+def _batch_head_mean(model: Decoder, state: TrainState, tokens):
     """Head means [L, H] of the whole batch, from a forward pass of its own.
 
     A penalty of the batch's mean is not a mean of the microbatches' penalties.
     """
 
     def one(microbatch):
-        features, _ = _features(config, mesh, state.params, state.spectral, microbatch)
+        features, _ = _features(model, state.params, state.spectral, microbatch)
         return head_mean(features.entropy)
 
     return jax.lax.map(one, tokens).mean(0)
@@ -247,8 +271,10 @@ def make_eval_step(config: TrainConfig, mesh: Mesh) -> Callable:
     head means) and `nonfinite` [L].
     """
 
+    model = _decoder(config, mesh)
+
     def step(state: TrainState, tokens, weights):
-        features, _ = _features(config, mesh, state.params, state.spectral, tokens[0])
+        features, _ = _features(model, state.params, state.spectral, tokens[0])
         targets, w = tokens[0, :, 1:], weights[0]
         per_position = jnp.broadcast_to(w[:, None], targets.shape)
         nll = _loss(config, mesh, features, targets, per_position)

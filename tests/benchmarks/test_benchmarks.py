@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import attention, attention_problem, scaling, step_time, table
+from benchmarks import attention, attention_problem, scaling, step_time
 from egattn.attention.specs import MAIN_SPECS, SPECS
+from egattn.report import table
 
 
 def read(out, name):

@@ -77,18 +77,33 @@ def tmp_data(path):
     return next(path.glob(".egattn-doctor-*/data"))
 
 
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_no_locks_are_wrong(tmp_path, monkeypatch, code):
-    def flock(file, operation):
+def refusing(code):
+    def lock(file, operation):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
-    assert os.strerror(code) in found(tmp_path, "lock")
+    return lock
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_no_locks_are_wrong(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(fcntl, "flock", refusing(code))
+    monkeypatch.setattr(fcntl, "lockf", refusing(code))
+    assert "keeps no second process out" in found(tmp_path, "lock")
+
+
+def test_an_error_of_the_lock_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.EIO))
+    assert "Input/output error" in found(tmp_path, "lock")
 
 
 def test_locks_that_keep_nobody_out_are_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", lambda file, operation: None)
-    assert "keeps no other process out" in found(tmp_path, "lock")
+    assert "keeps no second process out" in found(tmp_path, "lock")
+
+
+def test_a_lock_that_cannot_be_had_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.EWOULDBLOCK))
+    assert "nobody else knows of" in found(tmp_path, "lock")
 
 
 @pytest.mark.parametrize("status", [9, 1])

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 
 from egattn.model import PRESETS
 from egattn.optimizer import OptimizerConfig, decay_mask, make_optimizer, make_schedule
-from egattn.sharding import check_batch, make_mesh
+from egattn.sharding import check_batch, make_mesh, state_sharding
 from egattn.train.config import PenaltyConfig, TrainConfig
-from egattn.train.step import _gradients, device_batch, init_state, make_train_step
+from egattn.train.step import batch_gradient, device_batch, init_state, make_train_step
 
 SIZE = {"vocab_size": 300, "context_length": 16, "num_layers": 2, "num_heads": 4, "embed_dim": 32}
 
@@ -49,7 +49,7 @@ def gradients(c: TrainConfig, mesh: Mesh):
 
     @jax.jit
     def run(state, tokens):
-        return _gradients(c, mesh, state, tokens)
+        return batch_gradient(c, mesh, state, tokens)
 
     return jax.device_get(run(state, device_batch(c, mesh, rows(c))))
 
@@ -251,3 +251,23 @@ class TestMesh:
         kernels = [spec for name, spec in flat.items() if name.endswith("attention/q/kernel")]
         assert len(kernels) == 3
         assert set(map(tuple, kernels)) == {(None, "fsdp", "tensor")}
+
+    def test_a_matrix_that_no_rule_names(self):
+        shapes = {"Dense_0": {"kernel": jnp.zeros((8, 4)), "bias": jnp.zeros(4)}}
+        mesh = make_mesh("fsdp=4,tensor=2")
+        with pytest.raises(ValueError, match=r"no sharding rule names 'Dense_0/kernel'.*\(8, 4\)"):
+            state_sharding(mesh, shapes)
+        found = state_sharding(mesh, shapes, ((r"kernel$", ("embed", "ffn")),))["Dense_0"]
+        assert tuple(found["kernel"].spec) == ("fsdp", "tensor")
+        assert tuple(found["bias"].spec) == (None,)
+
+    @pytest.mark.parametrize(
+        ("axes", "message"),
+        [
+            (("embed", "mlp"), "unknown logical axis 'mlp'"),
+            (("embed", "ffn", None), r"rule of 'kernel' names axes .*, got shape \(8, 4\)"),
+        ],
+    )
+    def test_a_rule_that_does_not_fit(self, axes, message):
+        with pytest.raises(ValueError, match=message):
+            state_sharding(make_mesh(), {"kernel": jnp.zeros((8, 4))}, (("kernel$", axes),))

@@ -6,6 +6,7 @@ scores is float32 in base 2; only operands of matrix products are rounded to the
 Results do not depend on scheduling: no sum is atomic.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,15 +19,8 @@ from egattn.attention.pallas_gpu.backward_query import backward_query
 from egattn.attention.pallas_gpu.backward_short import backward_short
 from egattn.attention.pallas_gpu.common import LOG2E, ROWS, Problem
 from egattn.attention.pallas_gpu.forward import forward
-from egattn.attention.pallas_gpu.tiles import (
-    FORWARD,
-    KEY,
-    LONGEST_BLOCK,
-    QUERY,
-    SHORT,
-    choose,
-    fits_on_chip,
-)
+from egattn.attention.pallas_gpu.tiles import LONGEST_BLOCK, KernelTiles, choose
+from egattn.attention.pallas_gpu.tiles import without_entropy as without_entropy
 
 
 def attend(
@@ -37,9 +31,21 @@ def attend(
     segment_ids: Int[Array, "batch length"] | None,
     *,
     causal: bool,
+    tiles: Callable[[Problem], KernelTiles] = choose,
     interpret: Any = None,
 ) -> tuple[Float[Array, "batch length heads head_dim"], Float[Array, "batch heads length"]]:
-    """As `reference.attend`, for bfloat16 and heads of 64 or 128, on a Hopper GPU."""
+    """As `reference.attend`, for bfloat16 and heads of 64 or 128, on a Hopper GPU.
+
+    Args:
+      query: Queries.
+      key: Keys.
+      value: Values.
+      row_scale: Factors of the scores.
+      segment_ids: Documents.
+      causal: Whether a query sees only the past.
+      tiles: Gives the kernels' block sizes.
+      interpret: Pallas's interpreter, for a machine without such a GPU.
+    """
     batch, length, heads, head_dim = query.shape
     source, kv_heads = key.shape[1:3]
     short_rows, short_keys = -length % ROWS, -source % ROWS
@@ -65,7 +71,7 @@ def attend(
     q = _pad(query, short_rows, 1)
     k, v = (_pad(x, short_keys, 1) for x in (key, value))
     coefficient = _pad(row_scale * LOG2E, short_rows, 2)
-    out, entropy = _attend(problem, interpret, q, k, v, coefficient, segments)
+    out, entropy = _attend(problem, tiles(problem), interpret, q, k, v, coefficient, segments)
     return out[:, :length], entropy[..., :length]
 
 
@@ -75,36 +81,33 @@ def _pad(x: Array, rows: int, axis: int) -> Array:
     return jnp.pad(x, [(0, rows if i == axis else 0) for i in range(x.ndim)])
 
 
-def _forward_only(problem: Problem, interpret, *inputs):
-    return _attend_fwd(problem, interpret, *inputs)[0]
+def _forward_only(problem: Problem, tiles: KernelTiles, interpret, *inputs):
+    return _attend_fwd(problem, tiles, interpret, *inputs)[0]
 
 
-def _attend_fwd(problem, interpret, q, k, v, coefficient, segments):
-    tiles = choose(FORWARD, problem)
-    out, lse, entropy = forward(problem, tiles, (q, k, v, coefficient), segments, interpret)
+def _attend_fwd(problem, tiles, interpret, q, k, v, coefficient, segments):
+    inputs = (q, k, v, coefficient)
+    out, lse, entropy = forward(problem, tiles.forward, inputs, segments, interpret)
     return (out, entropy), (q, k, v, coefficient, segments, out, lse, entropy)
 
 
-def _attend_bwd(problem, interpret, residuals, cotangents):
+def _attend_bwd(problem, tiles, interpret, residuals, cotangents):
     q, k, v, coefficient, segments, out, lse, entropy = residuals
     dout, dentropy = cotangents
     dout = dout.astype(q.dtype)
     rows = (coefficient, lse, entropy, dentropy)
-    if fits_on_chip(problem):
+    if tiles.short is not None:
         operands = (q, k, v, dout, *rows)
-        tiles = choose(SHORT, problem)
-        dq, dk, dv, dscale = backward_short(problem, tiles, operands, segments, interpret)
+        dq, dk, dv, dscale = backward_short(problem, tiles.short, operands, segments, interpret)
     else:
         operands = (q, k, v, out, dout, *rows)
-        tiles = choose(QUERY, problem)
-        dq, packed, dscale = backward_query(problem, tiles, operands, segments, interpret)
+        dq, packed, dscale = backward_query(problem, tiles.query, operands, segments, interpret)
         operands = (q, k, v, dout, packed)
-        tiles = choose(KEY, problem)
-        dk, dv = backward_key(problem, tiles, operands, segments, interpret)
+        dk, dv = backward_key(problem, tiles.key, operands, segments, interpret)
     # The kernels give the gradient of row_scale; coefficient is that times log2 e.
     none = tuple(np.zeros(x.shape, jax.dtypes.float0) for x in segments)
     return dq, dk, dv, dscale / LOG2E, none
 
 
-_attend = jax.custom_vjp(_forward_only, nondiff_argnums=(0, 1))
+_attend = jax.custom_vjp(_forward_only, nondiff_argnums=(0, 1, 2))
 _attend.defvjp(_attend_fwd, _attend_bwd)
