@@ -2,10 +2,10 @@
 
     python -m experiments.paper more-text DIRECTORY
 
-DIRECTORY holds the unpacked wheels that `experiments/paper/more_text.txt` lists (`pip download --no-deps
--r`). Their files and those of this interpreter are prepared together with the tokenizer of the
-other studies, identical ones once; validation is that of the other studies, of which no document is
-in the training split, as a document's content alone decides where it goes.
+DIRECTORY holds the unpacked wheels that `more_text.txt` lists (`pip download --no-deps -r`). Their
+files and those of this interpreter are prepared together with the tokenizer of the other studies,
+identical ones once; validation is that of the other studies, of which no document is in the
+training split, as a document's content alone decides where it goes.
 """
 
 import dataclasses
