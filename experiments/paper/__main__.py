@@ -2,6 +2,7 @@
 
 python -m experiments.paper run nonlinearity
 python -m experiments.paper tables --write
+python -m experiments.paper figures
 """
 
 import sys
@@ -11,11 +12,16 @@ from typing import Annotated
 import tyro
 
 from egattn.run import command_line
-from experiments.paper import run, tables
+from experiments.paper import evaluations, figures, more_text, run, tables
 
 Command = (
     Annotated[run.Config, tyro.conf.subcommand("run", description=run.__doc__)]
     | Annotated[tables.Config, tyro.conf.subcommand("tables", description=tables.__doc__)]
+    | Annotated[figures.Config, tyro.conf.subcommand("figures", description=figures.__doc__)]
+    | Annotated[
+        evaluations.Config, tyro.conf.subcommand("evaluations", description=evaluations.__doc__)
+    ]
+    | Annotated[more_text.Config, tyro.conf.subcommand("more-text", description=more_text.__doc__)]
 )
 
 
@@ -25,7 +31,14 @@ def main(args: Sequence[str] | None = None) -> int:
         config = tyro.cli(Command, args=args, prog="experiments.paper", description=__doc__)
         if isinstance(config, run.Config):
             return int(run.main(config) != 0)
-        tables.main(config)
+        if isinstance(config, tables.Config):
+            tables.main(config)
+        elif isinstance(config, figures.Config):
+            figures.main(config)
+        elif isinstance(config, evaluations.Config):
+            evaluations.main(config)
+        else:
+            more_text.main(config)
     return 0
 
 

@@ -105,7 +105,7 @@ def _train_all(
     config: Config, trainings: list[Training], end: float, failed: list[Training]
 ) -> None:
     """Trains what is not done, one after the other; adds what fails to `failed`."""
-    data: dict[int, Path] = {}
+    data: dict[str, Path] = {}
     for training in trainings:
         if time.monotonic() >= end:
             raise Preempted
@@ -114,10 +114,10 @@ def _train_all(
             if not free or _words(config, training) in results(config.results):
                 continue
             # Outside of the guard below: without data nothing runs.
-            length = training.context_length
-            data[length] = data.get(length) or _data(config, length)
+            name = training.data
+            data[name] = data.get(name) or _data(config, training)
             try:
-                _train(config, training, data[length], end)
+                _train(config, training, data[name], end)
             except Preempted:
                 raise
             except Exception:
@@ -154,14 +154,14 @@ def _words(config: Config, training: Training) -> tuple[str, ...]:
     return tuple(training.smoke_words() if config.smoke else training.words())
 
 
-def _data(config: Config, context_length: int) -> Path:
-    """Prepared data with windows of this length; all lengths share a tokenizer and a split.
+def _data(config: Config, training: Training) -> Path:
+    """Prepared data with windows of a length; all lengths share a tokenizer and a split.
 
     Raises:
-      ValueError: If the results are of other data.
+      ValueError: If the results are of other data, or more text is wanted that is not there.
     """
     first = config.root / "data" / "128"
-    data = first.with_name(str(context_length))
+    data = first.with_name(training.data)
     size = f"--vocab-size {VOCAB_SIZE}"
     if config.smoke:
         size = "--vocab-size 512 --max-bytes 300000 --validation-fraction 0.1"
@@ -169,10 +169,13 @@ def _data(config: Config, context_length: int) -> Path:
         if not first.exists():
             cli.prepare([str(first), *size.split()])
         if not data.exists():
-            size += f" --tokenizer {first}/tokenizer.json --context-length {context_length}"
+            if training.more_text and not config.smoke:
+                raise ValueError(f"expected {data}, made by python -m experiments.paper more-text")
+            length = training.context_length
+            size += f" --tokenizer {first}/tokenizer.json --context-length {length}"
             cli.prepare([str(data), *size.split()])
         manifest = load_manifest(data, verify=False)
-        kept = config.results.with_name(f"{config.results.stem}-data-{context_length}.json")
+        kept = config.results.with_name(f"{config.results.stem}-data-{data.name}.json")
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             values = {"sha256": manifest.sha256, **dataclasses.asdict(manifest)}

@@ -65,6 +65,8 @@ class Training:
     """Deepest layers that have no feed-forward."""
     rates: Rates | None = None
     """How fast it learns; default: what all nets share."""
+    more_text: bool = False
+    """Train on the text of `more_text.py` as well."""
     paper: float | None = dataclasses.field(default=None, compare=False)
     """Perplexity in the paper."""
 
@@ -74,6 +76,11 @@ class Training:
         depth = f"-L{self.num_layers}" if self.num_layers != 12 else ""
         length = f"-T{self.context_length}" if self.context_length != 128 else ""
         return f"{self.net}{depth}{length}-{self.tokens / MILLION:g}M-s{self.seed}"
+
+    @property
+    def data(self) -> str:
+        """Name of the directory of prepared data."""
+        return f"{'more-' if self.more_text else ''}{self.context_length}"
 
     @property
     def steps(self) -> int:

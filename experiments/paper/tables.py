@@ -21,6 +21,9 @@ import tyro
 
 from egattn.entropy import uniform_entropy
 from egattn.report.table import markdown
+from experiments.paper.claims import claims_table
+from experiments.paper.evaluations import NEAR_UNIFORM, PAIRS, evaluations, evaluations_table
+from experiments.paper.front import front_table
 from experiments.paper.result import results
 from experiments.paper.run import Config as RunConfig
 from experiments.paper.run import smoke
@@ -34,8 +37,6 @@ PAGE = Path("docs/results.md")
 _TABLE = r"(<!-- table {} -->\n).*?(<!-- end -->)"
 _RANGES = "heads per range, %"
 _HIGH = "high, %"
-# Share of uniform attention's entropy above which a head is high.
-_NEAR_UNIFORM = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _measured(members: list[Training], reference: Training, lines: Lines) -> dic
 
 def _high(context_length: int, heads: Sequence[Sequence[float]]) -> float:
     """Percent of the heads that are near uniform attention."""
-    least = _NEAR_UNIFORM * uniform_entropy(context_length)
+    least = NEAR_UNIFORM * uniform_entropy(context_length)
     return 100 * statistics.mean(value > least for layer in heads for value in layer)
 
 
@@ -184,12 +185,22 @@ def filled(page: str, lines: Lines) -> str:
     """
     contents = {name: table(load(name), lines) for name in STUDIES}
     contents["divergences"] = divergences(every_training(), lines)
+    contents |= _others(lines)
     for name, content in contents.items():
         pattern = _TABLE.format(name)
         page, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], page, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"{PAGE}: expected one place for the table {name}, got {count}")
     return page
+
+
+def _others(lines: Lines) -> dict[str, str]:
+    """Tables that are no study's."""
+    return {
+        "claims": claims_table(lines),
+        "evaluations": evaluations_table(PAIRS, evaluations()),
+        "front": front_table(lines),
+    }
 
 
 def main(config: Config) -> None:
@@ -212,6 +223,9 @@ def main(config: Config) -> None:
         print(f"{name}\n\n{table(load(name), lines)}")
     shown = [training for name in studies for training in load(name)]
     print(f"divergences\n\n{divergences(shown, lines)}")
+    if config.study == "all" and not config.smoke:
+        for name, content in _others(lines).items():
+            print(f"{name}\n\n{content}")
 
 
 def _by_full_size(lines: Lines) -> Lines:

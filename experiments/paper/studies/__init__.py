@@ -15,6 +15,10 @@ STUDIES = (
     "depth",
     "context",
     "lower_rate",
+    "verdicts",
+    "warmup",
+    # Last, as it needs text of its own.
+    "long",
 )
 
 

@@ -10,7 +10,7 @@ diverges.
 
 import dataclasses
 
-from experiments.paper.studies import depth, normalization, relu
+from experiments.paper.studies import depth, normalization, relu, verdicts
 from experiments.paper.study import LOWER, Training, main_rows
 
 _PAPER = {
@@ -29,12 +29,11 @@ def _lower(training: Training) -> Training:
     return dataclasses.replace(training, net=f"{training.net}-{LOWER.name}", rates=LOWER)
 
 
-TRAININGS = tuple(
-    _lower(training)
-    for training in (
-        *main_rows(_PAPER),
-        *normalization.GROUPS,
-        *(training for training in relu.SLOPES if training.preset == "sm_r"),
-        *depth.TRAININGS,
-    )
+_TRAININGS = (
+    *main_rows(_PAPER),
+    *normalization.GROUPS,
+    *(training for training in relu.SLOPES if training.preset == "sm_r"),
+    *depth.TRAININGS,
 )
+# One of the verdicts' is a main row as well.
+TRAININGS = tuple(dict.fromkeys((*map(_lower, _TRAININGS), *verdicts.LOWER_TRAININGS)))
