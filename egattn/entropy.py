@@ -129,7 +129,7 @@ class EntropySummary(NamedTuple):
     """Mean of each head over batch and positions."""
     quantiles: Float[Array, "3 layers heads"]
     """5 %, 50 % and 95 % quantiles of each head's rows."""
-    range_shares: Float[Array, "4"]
+    range_shares: Float[Array | np.ndarray, "4"]
     """Share of heads per range, see `range_shares`."""
     nonfinite: Int[Array, " layers"]
     """Number of rows of each layer whose entropy is NaN or infinite."""

@@ -42,7 +42,9 @@ def steps(run: Path, kind: str) -> list[int]:
     return [line["step"] for line in lines if line["kind"] == kind]
 
 
-def refused(config: RunConfig, error: type[Exception], match: str) -> None:
+def refused(
+    config: RunConfig, error: type[Exception] | tuple[type[Exception], ...], match: str
+) -> None:
     before = content(config.run)
     with pytest.raises(error, match=match):
         train(config)

@@ -225,7 +225,8 @@ def launch(
         inputs, out, scratch = refs[: len(operands)], refs[len(operands) : -1], refs[-1]
         cta(problem, tiles, items, inputs, out, scratch).run()
 
-    return plgpu.kernel(
+    # With jax 0.10, which cannot run it, the type of the result has another name.
+    return plgpu.kernel(  # pyright: ignore[reportCallIssue]
         kernel,
         out_type=list(outputs),
         scratch_types=[shared],
