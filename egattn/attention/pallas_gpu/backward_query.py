@@ -15,7 +15,7 @@ from egattn.attention.pallas_gpu.common import (
     LN2,
     ROWS,
     Problem,
-    RowCta,
+    QueryCta,
     Tiles,
     accumulator,
     column,
@@ -96,40 +96,7 @@ class _Shared(NamedTuple):
     value_free: Any
 
 
-class _BackwardQuery(RowCta):
-    def tile(self, item):
-        """First query row, batch and head; under a causal mask the longest rows come first."""
-        index, batch, head = self.locate(item, self.problem.heads)
-        block = ROWS * self.tiles.workgroups
-        if self.problem.causal:
-            index = pl.cdiv(self.problem.length, block) - 1 - index
-        return index * block, batch, head
-
-    def steps(self, first):
-        return self.problem.key_blocks(first, ROWS * self.tiles.workgroups, self.tiles.block)
-
-    def produce(self):
-        s, block = self.shared, self.tiles.block
-        _, k_ref, v_ref, *_ = self.inputs
-        copies = (
-            (k_ref, s.key, s.key_ready, s.key_free),
-            (v_ref, s.value, s.value_ready, s.value_free),
-        )
-
-        def item(n, index, count):
-            first, batch, head = self.tile(index)
-            kv_head = lax.div(head, jnp.int32(self.problem.group))
-            steps = self.steps(first)
-
-            @pl.loop(0, steps)
-            def _(step):
-                at = (batch, pl.ds(step * block, block), kv_head)
-                self.load_block(lambda _: at, count + step, copies)
-
-            return count + steps
-
-        self.each_item(item)
-
+class _BackwardQuery(QueryCta):
     def load_rows(self, item, slot):
         first, batch, head = self.tile(item)
         s, wg = self.shared, lax.axis_index("wg")

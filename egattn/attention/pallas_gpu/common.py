@@ -209,6 +209,48 @@ class RowCta(Cta):
         plgpu.wait_smem_to_gmem(0)
 
 
+class QueryCta(RowCta):
+    """A thread block whose warpgroups own query rows and pass over the keys.
+
+    Keys and values are its second and third inputs, and rings in shared memory.
+    """
+
+    def tile(self, item: Any) -> tuple[Any, Any, Any]:
+        """First query row, batch and head; under a causal mask the longest rows come first."""
+        index, batch, head = self.locate(item, self.problem.heads)
+        block = ROWS * self.tiles.workgroups
+        if self.problem.causal:
+            index = pl.cdiv(self.problem.length, block) - 1 - index
+        return index * block, batch, head
+
+    def steps(self, first: Any) -> Any:
+        """Number of key blocks that the rows from `first` on see."""
+        return self.problem.key_blocks(first, ROWS * self.tiles.workgroups, self.tiles.block)
+
+    def produce(self) -> None:
+        """Loads the keys and values of every item, block after block."""
+        s, block = self.shared, self.tiles.block
+        _, k_ref, v_ref, *_ = self.inputs
+        copies = (
+            (k_ref, s.key, s.key_ready, s.key_free),
+            (v_ref, s.value, s.value_ready, s.value_free),
+        )
+
+        def item(n, index, count):
+            first, batch, head = self.tile(index)
+            kv_head = lax.div(head, jnp.int32(self.problem.group))
+            steps = self.steps(first)
+
+            @pl.loop(0, steps)
+            def _(step):
+                at = (batch, pl.ds(step * block, block), kv_head)
+                self.load_block(lambda _: at, count + step, copies)
+
+            return count + steps
+
+        self.each_item(item)
+
+
 def launch(
     cta: type[Cta],
     problem: Problem,
@@ -225,8 +267,9 @@ def launch(
         inputs, out, scratch = refs[: len(operands)], refs[len(operands) : -1], refs[-1]
         cta(problem, tiles, items, inputs, out, scratch).run()
 
-    # With jax 0.10, which cannot run it, the type of the result has another name.
-    return plgpu.kernel(  # pyright: ignore[reportCallIssue]
+    # Before jax 0.11, where these kernels do not run, the signature was another; as in `load`.
+    function: Any = plgpu.kernel
+    return function(
         kernel,
         out_type=list(outputs),
         scratch_types=[shared],
@@ -268,7 +311,6 @@ def accumulator(shape: tuple[int, ...]) -> Any:
 
 def load(ref: Any, layout: Any = BY_ROW, **options: Any) -> jax.Array:
     """Loads a vector or a tile from memory in the layout of an accumulator or its rows."""
-    # Before jax 0.11, where these kernels do not run, the signature was another.
     function: Any = plgpu.load
     return function(ref, layout=layout, **options)
 
