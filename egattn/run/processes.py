@@ -42,9 +42,14 @@ class DistributedConfig:
             raise ValueError(
                 f"distributed coordinator, num_processes and process_id go together, got {told}"
             )
-        if not 0 <= (self.process_id or 0) < (self.num_processes or 1):
+        processes = 1 if self.num_processes is None else self.num_processes
+        if not 1 <= processes < 2**31:
             raise ValueError(
-                f"distributed process_id must lie within 0 to {(self.num_processes or 1) - 1}, "
+                f"distributed num_processes must lie within 1 to 2^31, got {processes}"
+            )
+        if not 0 <= (self.process_id or 0) < processes:
+            raise ValueError(
+                f"distributed process_id must lie within 0 to {processes - 1}, "
                 f"got {self.process_id}"
             )
         for name in ("join_timeout", "heartbeat_timeout"):
