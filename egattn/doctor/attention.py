@@ -177,7 +177,8 @@ def attend(solve: Callable[[], Any]) -> tuple[Solution, float]:
         result = jax.block_until_ready(solve())
         times.append(time.perf_counter() - start)
     (_, (out, entropy)), gradients = result
-    wide: dict[str, Array] = {name: np.asarray(x, np.float64) for name, x in gradients.items()}
+    names = ("query", "key", "value", "temperature")
+    wide: dict[str, Array] = {name: np.asarray(gradients[name], np.float64) for name in names}
     solution = Solution(np.asarray(out, np.float64), np.asarray(entropy, np.float64), wide, {})
     return solution, min(times)
 
