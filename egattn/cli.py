@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -153,13 +152,14 @@ def inspect(args: Sequence[str]) -> None:
     import jax
 
     from egattn.inspect import InspectConfig, inspect
+    from egattn.inspect.as_json import to_json
     from egattn.inspect.display import show
 
     # Nothing is computed: an accelerator of this machine stays free for others.
     jax.config.update("jax_platforms", "cpu")
     config = _parse("inspect", InspectConfig, args)
-    values = inspect(config)
-    print(json.dumps(values, allow_nan=False)) if config.json else show(values)
+    found = inspect(config)
+    print(to_json(found)) if config.json else show(found)
 
 
 def report(args: Sequence[str]) -> None:

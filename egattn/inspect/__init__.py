@@ -1,14 +1,11 @@
 """Inspection: what a run, prepared data or a Hugging Face model is, from as little as says it."""
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from egattn.data.manifest import MANIFEST_NAME
-from egattn.inspect.as_json import to_json
 from egattn.inspect.found import DataFound, HuggingFaceFound
 from egattn.inspect.found_run import RunFound
 
@@ -30,13 +27,7 @@ class InspectConfig:
     """Print one JSON object instead of text."""
 
 
-def inspect(config: InspectConfig) -> Any:
-    """As `look`; with `config.json` what is found is plain values, see `to_json`."""
-    found = look(config)
-    return json.loads(to_json(found)) if config.json else found
-
-
-def look(config: InspectConfig) -> RunFound | DataFound | HuggingFaceFound:
+def inspect(config: InspectConfig) -> RunFound | DataFound | HuggingFaceFound:
     """Says what a directory is; of a run the optimiser's state is not loaded.
 
     Args:

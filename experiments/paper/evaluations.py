@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from egattn.report.runs import Run, load_runs
+from egattn.report.runs import RunLog, load_runs
 from egattn.report.table import markdown
 from experiments.paper.result import append
 from experiments.paper.studies import every_training
@@ -71,7 +71,7 @@ def main(config: Config) -> None:
             append(config.out, {"run": name, **_read(run, known[name].steps)})
 
 
-def _read(run: Run, steps: int) -> dict[str, Any]:
+def _read(run: RunLog, steps: int) -> dict[str, Any]:
     logged = run.train["step"]
     part = np.ceil(logged * PARTS / steps).astype(int)
     whole = range(1, int(run.last_step * PARTS / steps) + 1)
