@@ -278,10 +278,11 @@ def _parse(command: str, kind: type, args: Sequence[str], default: Any = None) -
 
 
 def _one_line(box: str) -> str:
-    """The message of a boxed, wrapped error: what stands between its border and its first rule."""
-    rows = [row.strip("│ ") for row in box.splitlines() if not row.startswith("╭")]
-    message = itertools.takewhile(lambda row: not row.startswith(("─", "╰")), rows)
-    return " ".join(message)
+    """The message of a wrapped error: what stands between its title and its first rule."""
+    rows = [row.strip("│ ") for row in box.splitlines()]
+    # The border has the title; where the output is not UTF-8 there is none, but a rule below it.
+    message = rows[1:] if box.startswith("╭") else rows[2:]
+    return " ".join(itertools.takewhile(lambda row: not set(row) <= set("─-╰╯"), message))
 
 
 def _options(kind: Any, prefix: str = "--") -> list[str]:

@@ -21,6 +21,7 @@ from tests.training import EREG, TRAIN, egattn, numbers, records, start
 class TestTrain:
     def test_writes_what_it_promises(self, finished):
         assert sorted(p.name for p in finished.iterdir()) == [
+            ".lock",
             "checkpoints",
             "config.json",
             "learned.npz",
@@ -233,11 +234,14 @@ BAD = [
     ("train {new} --data {data} --batch-size 9 --accumulation 2", "divisible by accumulation"),
     ("train {new} --data {data} --penalty.weight 1", "a penalty needs the model's threshold"),
     ("train {new} --data {data} --optimizer.learning-rate -1", "learning_rate must be > 0"),
-    ("train {new} --data {data} --steps 0", "steps must be positive, got 0"),
+    ("train {new} --data {data} --steps 0", "steps must lie within 1 to 2147483647, got 0"),
     ("train {new} --data {new}/nothing", "run `egattn prepare"),
     ("train {data} --data {data}", "exists and is not a run directory"),
     ("train {file}/run --data {data}", "Not a directory"),
-    ("train {finished} --data {data} --preset sm", "holds another run: preset: ereg_sm_t_scfuffn"),
+    (
+        "train {finished} --data {data} --preset sm",
+        "holds another run: steps: 8 != 1000; preset: ereg_sm_t_scfuffn",
+    ),
     ("train {finished} --data {damaged}", "run `egattn prepare"),
     ("prepare {new} --source {new}/nothing", "existing path as source"),
     ("evaluate {new}", "is not a run directory"),
@@ -295,7 +299,7 @@ def test_strange_config_is_named(finished, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         egattn("evaluate {0}", tmp_path)
     assert stop.value.code == 2
-    expected = "config: model: unknown key 'num_headz'; did you mean 'num_heads'"
+    expected = "config.json: model: unknown key 'num_headz'; did you mean 'num_heads'"
     assert expected in capsys.readouterr().err
 
 

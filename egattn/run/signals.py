@@ -5,6 +5,7 @@ Needs the standard library only, so that a command can listen before it imports 
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -174,7 +175,8 @@ def silence() -> None:
 
 def _end(line: str, status: int) -> None:
     """Ends the process although its main thread may be anywhere, and nobody reads its output."""
-    saying = threading.Thread(target=say, args=[line], kwargs={"error": status != 0}, daemon=True)
-    saying.start()
-    saying.join(1)
+    stream = sys.stderr if status else sys.stdout
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        if select.select([], [stream], [], 1)[1]:
+            say(line, error=status != 0)
     os._exit(status)

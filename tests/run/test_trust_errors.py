@@ -9,6 +9,7 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from egattn.train import EvaluateConfig, PenaltyConfig, TrainConfig
 from tests.training import EREG, egattn, numbers, start
 
 RUN = {"run": Path("run")}
-KINDS: dict[type, dict[str, object]] = {
+KINDS: dict[type, Any] = {
     OptimizerConfig: {},
     PenaltyConfig: {},
     DecoderConfig: {},
