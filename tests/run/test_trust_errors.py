@@ -184,6 +184,7 @@ def test_more_steps_than_the_run_has(finished, data, capsys):
     assert f"use another directory and --init-from {finished}" in error
 
 
+@pytest.mark.slow
 def test_parts_of_a_step_change_no_number_and_may_change(finished, data, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
