@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from egattn._config import check_local
 from egattn._spelling import unknown
@@ -249,9 +249,16 @@ def _cost_config(args: Sequence[str]):
     return _parse("cost", CostConfig, rest, CostConfig.preset_defaults(known.preset))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises where argparse would print its usage, which is not that of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def _preset_parser(command: str) -> argparse.ArgumentParser:
     """Finds the preset before everything else is parsed."""
-    parser = argparse.ArgumentParser(prog=f"egattn {command}", add_help=False, allow_abbrev=False)
+    parser = _Parser(prog=f"egattn {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", default="sm_ln_g")
     return parser
 

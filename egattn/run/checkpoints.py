@@ -193,13 +193,17 @@ class Saver:
             seal(self._directory.checkpoint(step))
             self._saved(step)
             # Only now, so that there is an intact one at any moment.
-            self._deleter.submit(self._delete_old)
+            self._deleter.submit(self._delete_old, step)
 
-    def _delete_old(self) -> None:
-        """What cannot be deleted, say because it is being read, is tried again after a save."""
+    def _delete_old(self, newest: int) -> None:
+        """Deletes all but the last ones up to the newest complete one.
+
+        What cannot be deleted, say because it is being read, is tried again after a save.
+        """
         doomed = self._directory.path.resolve() / "deleting"
         doomed.mkdir(exist_ok=True)
-        for step in self._directory.saved_steps()[: -self._keep]:
+        complete = [step for step in self._directory.saved_steps() if step <= newest]
+        for step in complete[: -self._keep]:
             with contextlib.suppress(OSError):
                 os.replace(self._directory.checkpoint(step), doomed / str(step))
         shutil.rmtree(doomed, ignore_errors=True)

@@ -36,16 +36,22 @@ class Claim(NamedTuple):
         """
         if jax.process_index() != 0:
             return []
-        saved = self.directory.saved()
+        saved, before = self.directory.saved(), self._before()
         lines = [f"{line}; {self._put_aside(s, saved)}" for s, line in self.problems.items()]
         if saved > self.step and saved not in self.problems:
             lines.append(f"checkpoint {saved} is gone, which the records say was saved")
+        if before and list(changes(before, self.config)):
+            lines.append(f"{self.directory.path} held another run, of which no step was saved")
         for path in self.directory.records:
             drop_after(path, self.step)
         # After the records: with another config they would tell of saves that were never due.
         self.directory.write_config(self.config)
-        self.directory.checkpoints.mkdir(exist_ok=True)
         return lines
+
+    def _before(self) -> RunConfig | None:
+        """The config that the directory has held."""
+        found = self.directory.config.exists()
+        return self.directory.read_config(type(self.config)) if found else None
 
     def _put_aside(self, step: int, saved: int) -> str:
         """Removes what a killed save has left, if the records tell; moves anything else."""
@@ -112,7 +118,7 @@ def _examine(directory: RunDirectory, config: RunConfig) -> tuple[int, dict[int,
             f"no checkpoint in {directory.checkpoints} is intact ({what}), but the records say "
             f"that step {saved} was saved; to begin again use another directory, or remove this"
         )
-    if step is not None or any(is_sealed(directory.checkpoint(s)) for s in problems):
+    if step is not None:
         _check_same(directory, before, config)
     return step or 0, problems
 

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -28,7 +29,7 @@ def command_line(name: str, *, ends_process: bool = True) -> Iterator[None]:
       SystemExit: In place of such an error.
     """
     _open_streams()
-    stop = StopRequest().__enter__()
+    stop = StopRequest(ends_process=ends_process).__enter__()
     if ends_process:
         # Registered first, so that it runs last.
         atexit.register(stop.ignore)
@@ -55,7 +56,11 @@ def _open_streams() -> None:
 def _end(name: str, error: Exception, stop: StopRequest) -> None:
     status = _status(error, stop)
     if status is None or (status and os.environ.get("EGATTN_TRACEBACK")):
-        raise error
+        if not _is_one_of_several():
+            raise error
+        # In order, Python would end only together with the other processes, which may wait.
+        traceback.print_exception(error)
+        end_process(status or 1)
     if status == 0:
         say(str(error))
     elif not isinstance(error, BrokenPipeError):
@@ -84,10 +89,14 @@ def _status(error: Exception, stop: StopRequest) -> int | None:
     return 2 if "nable to initialize backend" in str(error) else None
 
 
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
 def end_process(status: int) -> NoReturn:
     """Ends the process; at once if it is one of several, for they may be waiting for it."""
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    if _is_one_of_several():
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()

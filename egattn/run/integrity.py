@@ -4,8 +4,9 @@ import concurrent.futures
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
+
+from egattn.run.lines import replaced, to_disk
 
 _SEAL = "checksums.json"
 # Bytes hashed at a time by one thread.
@@ -20,9 +21,10 @@ def seal(directory: Path) -> None:
         name: [path.stat().st_size, digest]
         for (name, path), digest in zip(present.items(), digests, strict=True)
     }
-    partial = directory / f"{_SEAL}.partial"
-    partial.write_text(json.dumps(files, indent=0), encoding="utf-8")
-    os.replace(partial, directory / _SEAL)
+    for path in present.values():
+        to_disk(path)
+    with replaced(directory / _SEAL) as file:
+        file.write(json.dumps(files, indent=0).encode())
 
 
 def is_sealed(directory: Path) -> bool:

@@ -93,14 +93,26 @@ def drop_after(path: Path, step: int) -> None:
                     append_line(file, record)
 
 
+def to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a directory, would survive a loss of power."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
     """Gives a file to write, which takes the place of `path` once it is complete."""
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with named(partial), partial.open("wb") as file:
-            yield file
-        os.replace(partial, path)
+        with named(partial):
+            with partial.open("wb") as file:
+                yield file
+            to_disk(partial)
+            os.replace(partial, path)
+            to_disk(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
       wait: Whether to wait for another process that holds it.
 
     Yields:
-      Whether this process holds it; always, after waiting.
+      Whether this process holds it.
 
     Raises:
       OSError: If the file cannot be made.

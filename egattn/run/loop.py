@@ -139,11 +139,11 @@ class Loop:
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
         task, tools = self._task, self._tools
         rate = tools.pace.interval(step) * task.units_per_step
-        values = {k: float(v) if np.ndim(v) == 0 else v for k, v in metrics.items()}
+        values = {**metrics}
         values |= task.measure(step - tools.nonfinite.skipped, rate)
         values[f"{task.unit}_per_second"] = rate
         self._record("train", step, values)
-        tools.display.train(step, values["loss"], rate)
+        tools.display.train(step, float(values["loss"]), rate)
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         self._check()
@@ -157,5 +157,11 @@ class Loop:
         return values
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        # Numbers of NumPy and JAX are none of Python's.
+        scalars = (int, float, np.generic, np.ndarray, jax.Array)
+        values = {
+            k: np.asarray(v).item() if isinstance(v, scalars) and np.ndim(v) == 0 else v
+            for k, v in values.items()
+        }
         self._tools.records.write(kind, step, values)
         self._tools.board.draw(kind, step, values, self._task.draw)

@@ -16,6 +16,11 @@ from egattn._config import LOCAL, shared_values
 from egattn.run.signals import StopRequest, say
 
 _T = TypeVar("_T")
+# What JAX and the libraries below say of a process that does not answer.
+_LOST = (
+    *("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "INTERNAL"),
+    *("Gloo", "NCCL", "onnection", "heartbeat"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +79,7 @@ def join(config: DistributedConfig, stop: StopRequest) -> None:
 
 def _join(config: DistributedConfig) -> None:
     # JAX ends a process that waits in vain, with a message that does not say what it waited for.
-    say(f"joining the other processes, for at most {config.join_timeout} s")
+    say(f"joining the other processes, for at most {config.join_timeout} s", error=True)
     try:
         jax.distributed.initialize(
             config.coordinator,
@@ -100,7 +105,7 @@ def together(config: DistributedConfig) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or not any(sign in str(error) for sign in _LOST):
             raise
         reason = str(error).splitlines()[0]
         limit = config.heartbeat_timeout

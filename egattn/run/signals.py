@@ -28,19 +28,21 @@ class Preempted(Exception):
 class StopRequest:
     """Listens for signals while it is entered, in the main thread.
 
-    At first nothing would be lost: a signal ends the process there and then, with status 128 + its
+    At first nothing would be lost: a signal ends a command there and then, with status 128 + its
     number, for Python's own handlers would have to wait until XLA has compiled. `keeping` and
     `waiting` say otherwise for what they enclose, but what cannot go on later ends within seconds.
     A second signal always ends the process at once. A signal that was ignored when the process
     began, as after `nohup`, stays ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends_process: bool = False) -> None:
+        """Args: whether a signal may end the process, which then is a command and nothing else."""
         self.name: str | None = None
         """The signal that came, or None."""
         self.resumes = False
         """Whether the same command goes on where it was stopped: then a stop is no failure."""
-        self._keeps = self._waiting = self._shared = False
+        self._ends_process = ends_process
+        self._keeps, self._waiting, self._shared = not ends_process, False, False
         self._listening = threading.current_thread() is threading.main_thread()
         self._before: dict[int, object] = {}
 
@@ -53,8 +55,9 @@ class StopRequest:
             far.setblocking(False)
             self._far = far
             heeded = [n for n in _SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._handle) for number in heeded}
+            # First: what comes in between would be noted by the handler only.
             self._wakeup = signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
+            self._before = {number: signal.signal(number, self._handle) for number in heeded}
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -126,7 +129,7 @@ class StopRequest:
                 if self.resumes:
                     _end(f"stopped by {name}, nothing to save; the same command continues", 0)
                 _end(f"stopped by {name}", 128 + first)
-            if not self.resumes:
+            if self._ends_process and not self.resumes:
                 self._near.settimeout(_GRACE)
             with contextlib.suppress(TimeoutError):
                 while number := self._heard():

@@ -144,7 +144,7 @@ def _train(config: Config, training: Training, data: Path, end: float) -> None:
             print(error)
     line = read(directory)
     if line is None:
-        raise Preempted
+        raise RuntimeError(f"{directory} neither finished nor diverged")
     shared = {"runners_per_device": config.runners_per_device}
     append(config.results, {"run": training.name, "words": words, **shared, **line})
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)

@@ -60,7 +60,7 @@ def test_says_what_it_took(converted, data, tmp_path, capsys):
 
 
 def test_the_same_command_goes_on(run, converted, data, capsys):
-    """From a checkpoint, and from the start if there is none yet."""
+    """From a checkpoint, and from the start if none was saved yet."""
     before = numbers(run)
     for keep in ("4", None):
         again = run.with_name(f"again_{keep}")
@@ -68,6 +68,8 @@ def test_the_same_command_goes_on(run, converted, data, capsys):
         for checkpoint in (again / "checkpoints").iterdir():
             if checkpoint.name != keep:
                 shutil.rmtree(checkpoint)
+        if keep is None:
+            (again / "metrics.jsonl").unlink()
         capsys.readouterr()
         command = f"train {{0}} --data {{1}} --init-from {{2}} {PRESET} {TRAIN}"
         egattn(command, again, data, converted)
