@@ -279,8 +279,9 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("line", "complaint"),
         [
-            ('{"kind": "train", "st', "expected JSON"),
-            ("[]", "expected an object of kind start, train, validation, got None"),
+            ('{"kind": "train", "st', "is not JSON"),
+            ("[]", "expected an object with a whole step, got []"),
+            ("{}", "expected an object of kind start, train, validation, save, got None"),
             ('{"kind": "train", "step": 5}', "missing 'loss'"),
             ('{"kind": "train", "step": 5, "loss": "low"}', "expected numbers as loss, got 'low'"),
             ('{"kind": "train", "step": 5, "loss": [1]}', "expected loss with 0 dimensions, got 1"),
@@ -290,7 +291,7 @@ class TestBadInput:
         path = base / "metrics.jsonl"
         first, *rest = path.read_text().splitlines(keepends=True)
         path.write_text("".join([first, line + "\n", *rest]))
-        with pytest.raises(ValueError, match=re.escape(f"{path} line 2: ")) as error:
+        with pytest.raises(ValueError, match=re.escape(f"{path} line 2")) as error:
             report(out, base)
         assert complaint in str(error.value)
         assert not out.parent.exists()
