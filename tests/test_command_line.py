@@ -117,6 +117,7 @@ class TestTrain:
             assert int(checkpoint.name) < records(run, "train")[-1]["step"]
 
 
+@pytest.mark.slow
 class TestProfile:
     def trace_events(self, run: Path) -> list[dict]:
         (trace,) = (run / "profile").rglob("*.trace.json.gz")

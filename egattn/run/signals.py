@@ -58,6 +58,7 @@ class StopRequest:
             # First: what comes in between would be noted by the handler only.
             self._wakeup = signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
             self._before = {number: signal.signal(number, self._handle) for number in heeded}
+            self._outer_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -71,6 +72,7 @@ class StopRequest:
         global _active
         _active = self._outer
         if self._listening:
+            sys.unraisablehook = self._outer_hook
             signal.set_wakeup_fd(self._wakeup)
             for number, handler in self._before.items():
                 signal.signal(number, handler)  # pyright: ignore[reportArgumentType] - what signal() returned
@@ -117,6 +119,13 @@ class StopRequest:
         elif self._waiting:
             self._waiting = False
             raise Preempted(f"stopped by {self.name}")
+
+    def _unraisable(self, found: "sys.UnraisableHookArgs") -> None:
+        """Raises Preempted again that came where nothing can be raised, say in a destructor."""
+        if not isinstance(found.exc_value, Preempted):
+            return self._outer_hook(found)
+        self._waiting = True
+        signal.raise_signal(signal.Signals[self.name or "SIGTERM"])
 
     def _watch(self) -> None:
         """Runs beside the main thread, which may be in the compiler for a minute."""

@@ -24,6 +24,8 @@ from tests.attention.battery import (
 )
 from tests.oracle import Options, Problem, to_bfloat16
 
+pytestmark = pytest.mark.slow
+
 
 def dense(q, k, v, *, scale: float, causal: bool):
     """What the stock kernel computes: output in q's dtype, and float32 logsumexp [B, H, T]."""

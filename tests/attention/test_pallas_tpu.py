@@ -28,6 +28,7 @@ def interpreted(monkeypatch):
 
 
 @pytest.mark.usefixtures("interpreted")
+@pytest.mark.slow
 class TestPallasTpu(AttentionBattery):
     implementation = "pallas_tpu"
 
@@ -52,6 +53,7 @@ def kernels(compiled) -> int:
     importlib.util.find_spec("libtpu") is None,
     reason="the TPU compiler is for Linux on x86-64 (pip install 'egattn[tpu]')",
 )
+@pytest.mark.slow
 class TestCompilation:
     @pytest.mark.parametrize("chips", [V5E, V5P, V6E], ids=lambda chips: chips[0])
     @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from egattn.train.step import abstract, init_state, make_eval_step, make_train_s
 from tests.attention.battery import assert_close
 from tests.oracle import Options
 
+pytestmark = pytest.mark.slow
+
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 1, 8)]
 NAMES = ("query", "key", "value", "temperature")
 

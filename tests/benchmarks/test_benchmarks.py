@@ -11,6 +11,8 @@ from benchmarks import attention, attention_problem, scaling, step_time
 from egattn.attention.specs import MAIN_SPECS, SPECS
 from egattn.report import table
 
+pytestmark = pytest.mark.slow
+
 
 def read(out, name):
     return json.loads((out / f"{name}.json").read_text(encoding="utf-8"))

@@ -10,6 +10,8 @@ import pytest
 import egattn
 from egattn.train.cross_entropy import cross_entropy
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: it is only a benchmark's")
 from benchmarks import torch_networks  # noqa: E402 - needs torch
 

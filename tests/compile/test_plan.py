@@ -192,7 +192,7 @@ class TestBadInput:
             ("--topology v5e:3x5", r"whole hosts.*got 'v5e:3x5': .*not divisible"),
             ("--mesh replica=3,fsdp=5", r"has 15 devices, expected 16"),
             ("--mesh data=16", r"unknown mesh axis 'data'"),
-            ("--batch-size 0", r"batch_size must be positive, got 0"),
+            ("--batch-size 0", r"batch_size must lie within 1 to \d+, got 0"),
             ("--batch-size 24", r"divisible by replica x fsdp = 16, got 24"),
             ("--batch-size 32 --accumulation 4", r"divisible by replica x fsdp = 16, got 8"),
             ("--search --batch-size 3", r"some mesh of 16 chips splits evenly, got 3 sequences"),

@@ -9,6 +9,8 @@ import pytest
 from tests.converted_runs import apply, back, make_run, same, to_run
 from tests.hugging_face import read, write_tokenizer
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: it is only an oracle")
 transformers = pytest.importorskip("transformers", reason="transformers is only an oracle")
 
@@ -38,10 +40,11 @@ def random_gpt2(config: dict[str, Any], std: float = 0.2, dtype=torch.float32):
 
 
 def outputs(model, tokens: np.ndarray):
-    """Logits, and entropies in float64 of the probabilities that transformers returns."""
-    model.set_attn_implementation("eager")
+    """Logits, and entropies of the probabilities that transformers returns, all in float64."""
+    exact = copy.deepcopy(model).double()
+    exact.set_attn_implementation("eager")
     with torch.no_grad():
-        output = model(torch.from_numpy(tokens).long(), output_attentions=True)
+        output = exact(torch.from_numpy(tokens).long(), output_attentions=True)
     p = np.stack([x.numpy() for x in output.attentions]).astype(np.float64)
     entropy = -(p * np.log(p, out=np.zeros_like(p), where=p > 0)).sum(-1)
     return output.logits.numpy(), entropy

@@ -19,6 +19,8 @@ from egattn.train.config import TrainConfig
 from egattn.train.evaluate import load_state
 from tests.training import egattn
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "vocab_size": 50,
     "context_length": 16,

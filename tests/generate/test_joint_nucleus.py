@@ -318,9 +318,11 @@ def test_stochastic_beam_search_includes_as_sampling_without_replacement():
     every = itertools.product(range(3), repeat=3)
     exact = {spell(word): probability(CHAIN_1, word) for word in every}
     assert_frequencies(chosen(result), exact, ROWS)
-    # Slots come in the order of the perturbed log-probabilities.
+    # Slots come in the order of the perturbed log-probabilities, which float32 may round to one.
     assert np.all(result.choice == 0)
-    assert np.all(np.diff(result.score, axis=1) < 0)
+    steps = np.diff(result.score, axis=1)
+    assert np.all(steps <= 0)
+    assert np.mean(steps < 0) > 1 - 1e-4
 
 
 def test_stochastic_beam_search_keeps_finished_paths():

@@ -13,6 +13,8 @@ from egattn.train.evaluate import load_state
 from tests.convert.test_torch import SMALL, random_gpt2
 from tests.converted_runs import one_device, to_run
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: it is only an oracle")
 transformers = pytest.importorskip("transformers", reason="transformers is only an oracle")
 

@@ -220,6 +220,7 @@ class TestForward:
         assert not jnp.allclose(a.logits[:, 3:10], b.logits[:, 3:10])
 
 
+@pytest.mark.slow
 class TestReparametrisation:
     @pytest.mark.parametrize("reparam", ["weight_norm", "spectral_norm"])
     @pytest.mark.parametrize("group", GROUPS)
@@ -295,6 +296,7 @@ class TestLearnedValues:
         assert jnp.all(slope == 0.25)
 
 
+@pytest.mark.slow
 class TestInsideOtherModels:
     def test_attention_layer_inside_a_linen_module(self):
         class Classifier(nn.Module):

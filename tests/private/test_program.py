@@ -13,6 +13,8 @@ from egattn.model import PRESETS, Decoder, DecoderConfig
 from egattn.private.fold import fold
 from egattn.private.program import forward, gelu_polynomial, gelu_tanh, product, softmax
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "vocab_size": 60,
     "context_length": 12,

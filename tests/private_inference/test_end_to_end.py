@@ -28,7 +28,7 @@ from egattn.train.evaluate import load_state
 from tests.private_inference.runs import change, executed, spu
 from tests.training import MODEL, egattn
 
-pytestmark = spu
+pytestmark = [spu, pytest.mark.slow]
 
 # Eight steps teach it no more than which token is frequent: the same argmax everywhere.
 TRAIN = f"{MODEL} --batch-size 8 --steps 300 --optimizer.learning-rate 0.005 --log-every 100"

@@ -41,6 +41,8 @@ from tests.private_inference.runs import (
     write_model,
 )
 
+pytestmark = pytest.mark.slow
+
 SLOW = ["--bandwidth-mbit", "1000", "--round-trip-ms", "60"]  # for a warm run of about 3 s
 
 

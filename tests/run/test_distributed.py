@@ -14,6 +14,8 @@ import pytest
 from egattn.run.processes import DistributedConfig, together
 from tests.training import EREG, numbers, records, start
 
+pytestmark = pytest.mark.slow
+
 LONG = EREG.replace("--steps 8", "--steps 3000").replace("--evaluate-every 4", "")
 
 

@@ -228,6 +228,7 @@ def mounts() -> bool:
 
 
 @pytest.mark.skipif(not mounts(), reason="needs unprivileged mount namespaces")
+@pytest.mark.slow
 class TestDisk:
     def shell(self, script: str, data: Path, tmp_path: Path) -> str:
         """Runs a script on an empty tmpfs `disk` of 1 MB; `train` starts or continues the run."""

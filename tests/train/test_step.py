@@ -100,6 +100,7 @@ SPECS = (
 )
 
 
+@pytest.mark.slow
 class TestNumbersDoNotDepend:
     @pytest.mark.parametrize("penalty", PENALTIES)
     def test_on_accumulation(self, penalty, base):
