@@ -1,5 +1,6 @@
 """Converted decoders against PyTorch's GPT-2 of transformers, in both directions."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
