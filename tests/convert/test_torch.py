@@ -41,8 +41,13 @@ def random_gpt2(config: dict[str, Any], std: float = 0.2, dtype=torch.float32):
 
 
 def outputs(model, tokens: np.ndarray):
-    """Logits, and entropies of the probabilities that transformers returns, all in float64."""
-    exact = copy.deepcopy(model).double()
+    """Logits, and entropies of the probabilities that transformers returns, all in float64.
+
+    In float32 where transformers insists on it.
+    """
+    exact = copy.deepcopy(model)
+    if not model.config.reorder_and_upcast_attn:
+        exact = exact.double()
     exact.set_attn_implementation("eager")
     with torch.no_grad():
         output = exact(torch.from_numpy(tokens).long(), output_attentions=True)
