@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from egattn.cli import main
 
 MODEL = "--model.num-layers 2 --model.num-heads 2 --model.embed-dim 32 --model.init-std 0.05"
@@ -42,3 +44,14 @@ def records(run: Path, kind: str) -> list[dict]:
 def numbers(run: Path) -> list[tuple]:
     """What a run computed, step by step."""
     return [(r["step"], r["loss"], r["penalty"], r["gradient_norm"]) for r in records(run, "train")]
+
+
+def refused(capsys, command: str, *paths: Path | str) -> str:
+    """The line with which a command ends with status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        egattn(command, *paths)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error

@@ -12,7 +12,7 @@ import pytest
 from egattn.run import processes
 from egattn.train import TrainConfig
 from tests.run.test_distributed import finish, free_port
-from tests.training import EREG, egattn, start
+from tests.training import EREG, egattn, refused, start
 
 SIZES = "--max-bytes 300000 --vocab-size 512 --context-length 32"
 
@@ -39,17 +39,6 @@ def moved(finished, tmp_path):
         return run
 
     return copy
-
-
-def refused(capsys, command: str, *paths) -> str:
-    """The line with which a command ends with status 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        egattn(command, *paths)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
 
 
 MEETING = ["evaluate {0}", "replay {0} --step 8", "private export {0} {1}"]

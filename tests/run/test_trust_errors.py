@@ -21,7 +21,7 @@ from egattn.run import RunConfig, RunDirectory
 from egattn.run.lines import read_lines
 from egattn.run.processes import DistributedConfig
 from egattn.train import EvaluateConfig, PenaltyConfig, TrainConfig
-from tests.training import EREG, egattn, numbers, start
+from tests.training import EREG, egattn, numbers, refused, start
 
 RUN = {"run": Path("run")}
 KINDS: dict[type, Any] = {
@@ -120,16 +120,6 @@ def test_addresses_are_no_paths(command, address, data, finished, tmp_path, monk
 def test_nor_are_they_for_programs(read):
     with pytest.raises(ValueError, match="expected a path on this machine, got gs://bucket/x"):
         read(Path("gs://bucket/x"))
-
-
-def refused(capsys, command: str, *paths) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        egattn(command, *paths)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
 
 
 READERS = ["evaluate {0}", "generate {0} hello", "replay {0} --step 1", "convert {0} {1}"]
