@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -83,6 +84,8 @@ class TrainConfig(RunConfig):
     """Trajectories that are trained on in turn; each moves on before its turn."""
     refresh: float = 1.0
     """Time by which they move on."""
+    data: Path | None = None
+    """Snapshots to start from, as `simulate` writes them; by default they are drawn."""
     evaluate_samples: int = 1024
     """Held-out snapshots of an evaluation during the training."""
     seed: int = 0
@@ -115,7 +118,8 @@ def _preset(system: Name, learning_rate: float, **values: Any) -> TrainConfig:
     known = dataclasses.asdict(DEFAULTS[system])
     known["system"] = known.pop("name")
     optimizer = OptimizerConfig(learning_rate, "cosine", weight_decay=0.0, b2=0.99)
-    return TrainConfig(run=tyro.MISSING, optimizer=optimizer, **(known | values))
+    often = {"log_every": 100, "evaluate_every": 500, "checkpoint_every": 500}
+    return TrainConfig(run=tyro.MISSING, optimizer=optimizer, **(known | often | values))
 
 
 PRESETS: dict[str, TrainConfig] = {

@@ -15,25 +15,20 @@ from egattn.flow import (
     ends,
     one_step_denoising,
     penalties,
+    score_of,
     velocity_matching,
 )
 from experiments.active_matter.config import TrainConfig
 from experiments.active_matter.systems import System
 
 Correction = Callable[[Array], Array]
-"""A network's values for one state; see `velocity_of` and `score_of`."""
+"""A network's values for one state; s = b / D + network, so v = -D network."""
 
 
 def velocity_of(system: System, correction: Correction) -> Field:
     """v = -D network."""
     diffusion = system.process.diffusion
     return lambda z: -diffusion * correction(z)
-
-
-def score_of(system: System, correction: Correction) -> Field:
-    """s = b / D + network: b_x / eps of an equilibrium and -g, corrected."""
-    process = system.process
-    return lambda z: process.drift(z) / process.diffusion + correction(z)
 
 
 def make_loss(config: TrainConfig, system: System) -> Callable[..., tuple[Array, dict[str, Array]]]:
@@ -87,13 +82,15 @@ def _differentiated(config: TrainConfig, field: Correction, z: Array, key: Array
 def _denoising(
     config: TrainConfig, system: System, correction: Correction, z: Array, key: Array
 ) -> Array:
-    return denoising(score_of(system, correction), z, key, sigma=config.sigma).mean()
+    return denoising(
+        score_of(system.process, velocity_of(system, correction)), z, key, sigma=config.sigma
+    ).mean()
 
 
 def _one_step(
     config: TrainConfig, system: System, correction: Correction, z: Array, key: Array
 ) -> Array:
-    score = score_of(system, correction)
+    score = score_of(system.process, velocity_of(system, correction))
     return one_step_denoising(score, system.process, z, key, step=system.dt).mean()
 
 
@@ -117,8 +114,8 @@ def _penalties(
     config: TrainConfig, system: System, correction: Correction, z: Array, key: Array
 ) -> dict[str, Any]:
     """Per component of z, weighted."""
-    score = score_of(system, correction)
     velocity = velocity_of(system, correction)
+    score = score_of(system.process, velocity)
 
     def both(z, key):
         v, change = _differentiated(config, velocity, z, key)

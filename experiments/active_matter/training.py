@@ -18,11 +18,12 @@ from egattn.run import Describe, Task, execute, laid_out
 from egattn.run.console import devices_line, parameter_table
 from egattn.sharding import BATCH, batch_shards, make_mesh
 from experiments.active_matter.config import EMA, TrainConfig
-from experiments.active_matter.measure import in_words, measure
+from experiments.active_matter.measure import Measure, in_words
 from experiments.active_matter.networks import Network, field
 from experiments.active_matter.objective import make_loss
 from experiments.active_matter.simulation import move, stationary
-from experiments.active_matter.systems import System, make_system
+from experiments.active_matter.snapshots import read_snapshots
+from experiments.active_matter.systems import make_system
 
 # Keys of a run: what is drawn from each is independent of the others.
 _PARAMETERS, _TRAJECTORIES, _STEPS, _HELD_OUT = range(4)
@@ -69,6 +70,8 @@ class _Training:
         self.network = Network(self.system, config)
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         self.turns = config.trajectories // config.batch_size
+        shape = (config.trajectories, 2, self.system.particles, self.system.dimensions)
+        self.shape = jax.ShapeDtypeStruct(shape, np.float32)
 
     def task(self) -> Task:
         c = self.config
@@ -93,18 +96,28 @@ class _Training:
         """Parameters are on every device, trajectories split over them."""
         whole = NamedSharding(self.mesh, PartitionSpec())
         split = NamedSharding(self.mesh, PartitionSpec(None, BATCH))
-        shapes = jax.eval_shape(self.first_state)
+        shapes = jax.eval_shape(self.first_state, self.shape)
         return jax.tree.map(lambda _: whole, shapes).replace(trajectories=split)
 
     def target(self) -> State:
-        return laid_out(jax.eval_shape(self.first_state), self.shardings())
+        return laid_out(jax.eval_shape(self.first_state, self.shape), self.shardings())
 
     def init(self) -> State:
-        return jax.jit(self.first_state, out_shardings=self.shardings())()
-
-    def first_state(self) -> State:
         c = self.config
-        z = stationary(self.system, self.key(_TRAJECTORIES), c.trajectories)
+        if c.data is None:
+            draw = functools.partial(stationary, self.system, samples=c.trajectories)
+            z = jax.jit(draw)(self.key(_TRAJECTORIES))
+        else:
+            z, _ = read_snapshots(c.data, self.system)
+            if len(z) < c.trajectories:
+                raise ValueError(
+                    f"{c.data} has {len(z)} snapshots, expected {c.trajectories} trajectories"
+                )
+            z = z[-c.trajectories :]
+        return jax.jit(self.first_state, out_shardings=self.shardings())(z)
+
+    def first_state(self, z: Any) -> State:
+        c = self.config
         params = self.network.init(self.key(_PARAMETERS), z[0])["params"]
         averages = [params for _ in EMA]
         z = z.reshape(self.turns, c.batch_size, *z.shape[1:])
@@ -141,13 +154,14 @@ class _Training:
         return jax.jit(draw)(self.key(_HELD_OUT))
 
     def evaluate(self, state: State, last: bool, check: Any) -> dict[str, Any]:
-        """On held-out snapshots, with the divergence of the training."""
-        c = self.config
-        params = chosen(c, state.params, state.averages)
+        """On held-out snapshots; of many particles with estimated divergences."""
+        params = chosen(self.config, state.params, state.averages)
+        return self.measure(params, self.held_out, check=check).values()
+
+    @functools.cached_property
+    def measure(self) -> Measure:
         method = "forward" if self.system.particles == 1 else "hutchinson"
-        return measure(
-            self.system, self.network, params, self.held_out, method=method, check=check
-        ).values()
+        return Measure(self.system, self.network, method)
 
     def learning_rate(self, updates: int, rate: float) -> dict[str, Any]:
         schedule = make_schedule(self.config.optimizer, self.config.steps)
@@ -176,5 +190,3 @@ def chosen(config: TrainConfig, params: PyTree, averages: Any) -> PyTree:
     """The parameters that evaluations use."""
     decays = [str(decay) for decay in EMA]
     return params if config.ema == "none" else averages[decays.index(config.ema)]
-
-
