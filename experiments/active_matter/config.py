@@ -61,7 +61,7 @@ class TrainConfig(RunConfig):
     penalty: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
     """Stationarity penalties."""
     sigma: float = 0.1
-    """Standard deviation of the noise of denoising; what is learned is the density smoothed by it."""
+    """Standard deviation of the noise of denoising, which smoothes the density that is learned."""
     duration: float = 0.01
     """Time over which displacements are taken for velocity matching."""
     substeps: int = 4

@@ -21,7 +21,7 @@ from experiments.active_matter.systems import RING, System, mirror
 
 Output = tuple[Float[Array, "2 particles dimensions"], Float[Array, "layers heads rows"]]
 
-# Lengths of typical features of the cluster: places; and what a coefficient of 1 then means.
+# How far particles of the cluster are from the middle of the trap, about.
 _PLACE = 5.0
 _HARMONICS = 4
 
@@ -35,6 +35,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
+        """Maps the last axis."""
         for _ in range(self.depth):
             x = nn.gelu(nn.Dense(self.width, kernel_init=_fan_in())(x))
         return nn.Dense(self.outputs, kernel_init=_fan_in())(x)
@@ -58,6 +59,7 @@ class OddMLP(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "2 1 dimensions"]) -> Float[Array, "1 dimensions"]:
+        """Returns one copy's value."""
         mlp = MLP(self.width, self.depth, z.shape[-1])
         if not self.ring:
             return mlp(_flat(z)) - mlp(_flat(-z))
@@ -84,6 +86,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "particles width"]) -> tuple[Array, Array]:
+        """Returns tokens, and the entropy [heads, particles]."""
         count, width = x.shape
         project = functools.partial(nn.Dense, width, kernel_init=_fan_in())
         query, key, value = (
@@ -112,6 +115,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features) -> tuple[Array, Array]:
+        """Returns one copy's value [N, d], and the entropy [layers, heads, N]."""
         vectors, scalars = features
         count, kinds, dimensions = vectors.shape
         x = jnp.concatenate([vectors.reshape(count, -1), scalars], -1)
@@ -137,6 +141,7 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "2 particles dimensions"]) -> Output:
+        """Returns the correction of a state, and the entropy of both copies."""
         c = self.config
         if self.system.particles == 1:
             odd = _twice(OddMLP, c.width, c.layers, self.system.period is not None)

@@ -82,9 +82,8 @@ def _differentiated(config: TrainConfig, field: Correction, z: Array, key: Array
 def _denoising(
     config: TrainConfig, system: System, correction: Correction, z: Array, key: Array
 ) -> Array:
-    return denoising(
-        score_of(system.process, velocity_of(system, correction)), z, key, sigma=config.sigma
-    ).mean()
+    score = score_of(system.process, velocity_of(system, correction))
+    return denoising(score, z, key, sigma=config.sigma).mean()
 
 
 def _one_step(

@@ -79,7 +79,7 @@ class _Training:
             config=c,
             target=self.target(),
             init=self.init,
-            step=jax.jit(self.step, donate_argnums=0),
+            step=jax.jit(self.step, donate_argnums=0, out_shardings=(self.shardings(), None)),
             batches=lambda done: map(np.int32, itertools.count(done)),
             evaluate=self.evaluate,
             describe=Describe(self.header, in_words, memory="batches; --batch-size makes it less"),
@@ -173,17 +173,17 @@ class _Training:
         yield devices_line(self.mesh)
         yield parameter_table(state.params)
         yield (
-            f"{c.system}: {self.system.particles} particles in {self.system.dimensions} dimensions, "
-            f"speed {c.speed}; {c.trajectories:,} trajectories, {c.batch_size} a step, each moved on "
-            f"by {c.refresh} before its turn"
+            f"{c.system}: {self.system.particles} particles in {self.system.dimensions} "
+            f"dimensions, speed {c.speed}; {c.trajectories:,} trajectories, {c.batch_size} a step, "
+            f"each moved on by {c.refresh} before its turn"
         )
 
 
 def average(old: PyTree, new: PyTree, decay: float, index: Any) -> PyTree:
     """Exponential moving average; over the few first steps the plain one."""
     # Otherwise short runs would average over where they began.
-    decay = jnp.minimum(decay, (1.0 + index) / (10.0 + index))
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+    share = 1 - jnp.minimum(decay, (1.0 + index) / (10.0 + index))
+    return jax.tree.map(lambda a, b: a + share * (b - a), old, new)
 
 
 def chosen(config: TrainConfig, params: PyTree, averages: Any) -> PyTree:
