@@ -74,6 +74,8 @@ class TrainConfig(RunConfig):
     """Heads of attention."""
     flow_features: bool = True
     """Whether a transformer is told where flows lead."""
+    linear_samples: int = 1024
+    """Trajectories from whose start the best linear answer is solved for, where training begins."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """AdamW."""
     ema: Literal["none", "0.999", "0.9999"] = "0.999"
@@ -94,7 +96,9 @@ class TrainConfig(RunConfig):
     def __post_init__(self):
         """Checks the values."""
         super().__post_init__()
-        for name in ("substeps", "width", "layers", "heads", "batch_size", "trajectories"):
+        for name in ("substeps", "width", "layers", "heads", "batch_size"):
+            self.check_at_least(name, 1)
+        for name in ("trajectories", "linear_samples"):
             self.check_at_least(name, 1)
         self.check_at_least("evaluate_samples", 2)
         for name in ("sigma", "duration", "refresh"):

@@ -24,6 +24,8 @@ Output = tuple[Float[Array, "2 particles dimensions"], Float[Array, "layers head
 # How far particles of the cluster are from the middle of the trap, about.
 _PLACE = 5.0
 _HARMONICS = 4
+# Of the correlations of vector features; they are known to a few times this.
+_RIDGE = 1e-4
 
 
 class MLP(nn.Module):
@@ -168,6 +170,46 @@ def scaled(system: System, z: Float[Array, "2 particles dimensions"], flows: boo
     if flows:
         vectors = jnp.concatenate([vectors, flow_features(system, z)], 1)
     return Features(vectors, scalars)
+
+
+def linear_answer(
+    network: Network, params: Any, z: Float[Array, "batch 2 particles dimensions"], key: Array
+) -> Any:
+    """Parameters whose constant weights are the best ones, for a transformer.
+
+    Score matching of s = b / D + sum_f a_f phi_f is least squares in a, with the normal equations
+    E[phi_f . phi_f'] a_f' = -E[phi_f . b / D + div phi_f], here for positions and propulsions. The
+    fields of flows are nearly parallel: gradient steps would take long to tell them apart.
+
+    Args:
+      network: The network.
+      params: Its parameters, with an output of 0 besides.
+      z: States.
+      key: For the estimates of the divergences.
+    """
+    system = network.system
+    if system.particles == 1:
+        return params
+    process = system.process
+
+    def moments(z, key):
+        signs = jax.random.rademacher(key, z.shape, z.dtype)
+        told = lambda z: scaled(system, z, network.config.flow_features).vectors  # noqa: E731
+        # Each copy has the divergence by its own variables only.
+        fields, along_x = jax.jvp(told, (z,), (signs.at[1].set(0),))
+        _, along_g = jax.jvp(told, (z,), (signs.at[0].set(0),))
+        change = jnp.einsum("knfd,knd->kf", jnp.stack([along_x, along_g]), signs)
+        drive = jnp.einsum("nfd,knd->kf", fields, process.drift(z) / process.diffusion)
+        return jnp.einsum("nfd,ned->fe", fields, fields), change + drive
+
+    squares, sides = jax.tree.map(
+        lambda x: x.mean(0), jax.vmap(moments)(z, jax.random.split(key, len(z)))
+    )
+    scale = jnp.sqrt(jnp.diag(squares))
+    unit = squares / (scale[:, None] * scale) + _RIDGE * jnp.eye(len(scale))
+    weights = -jnp.linalg.solve(unit, (sides / scale).T).T / scale
+    (name,) = params
+    return {name: {**params[name], "linear": weights}}
 
 
 def field(

@@ -19,7 +19,7 @@ from egattn.run.console import devices_line, parameter_table
 from egattn.sharding import BATCH, batch_shards, make_mesh
 from experiments.active_matter.config import EMA, TrainConfig
 from experiments.active_matter.measure import Measure, in_words
-from experiments.active_matter.networks import Network, field
+from experiments.active_matter.networks import Network, field, linear_answer
 from experiments.active_matter.objective import make_loss
 from experiments.active_matter.simulation import move, stationary
 from experiments.active_matter.snapshots import read_snapshots
@@ -118,7 +118,9 @@ class _Training:
 
     def first_state(self, z: Any) -> State:
         c = self.config
-        params = self.network.init(self.key(_PARAMETERS), z[0])["params"]
+        starting, estimating = jax.random.split(self.key(_PARAMETERS))
+        params = self.network.init(starting, z[0])["params"]
+        params = linear_answer(self.network, params, z[: c.linear_samples], estimating)
         averages = [params for _ in EMA]
         z = z.reshape(self.turns, c.batch_size, *z.shape[1:])
         return State(params, averages, self.optimizer.init(params), z)
