@@ -128,8 +128,27 @@ def _preset(system: Name, learning_rate: float, **values: Any) -> TrainConfig:
 
 PRESETS: dict[str, TrainConfig] = {
     "trap": _preset("trap", 3e-3, steps=2000, width=32, layers=2),
-    "ring": _preset("ring", 3e-3, steps=6000, width=64, layers=3, batch_size=1024),
-    "crystal": _preset("crystal", 2e-3, steps=600, layers=2, batch_size=64, objective="hutchinson"),
-    "cluster": _preset("cluster", 2e-3, steps=600, layers=2, batch_size=64, objective="velocity"),
+    "ring": _preset(
+        "ring",
+        3e-3,
+        steps=5000,
+        batch_size=1024,
+        trajectories=16384,
+        refresh=0.5,
+        penalty=PenaltyConfig(residual=10.0),
+    ),
+    "crystal": _preset(
+        "crystal", 1e-3, steps=500, width=32, layers=1, batch_size=16, objective="hutchinson"
+    ),
+    "cluster": _preset(
+        "cluster",
+        1e-3,
+        steps=600,
+        layers=2,
+        batch_size=16,
+        trajectories=1024,
+        refresh=2.0,
+        objective="hutchinson",
+    ),
 }
 """What each system's training is by default."""
