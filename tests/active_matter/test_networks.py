@@ -55,6 +55,7 @@ def test_attention_entropy_is_between_none_and_all(cluster, state):
     assert (entropy <= np.log(5) + 1e-6).all()
 
 
+@pytest.mark.slow
 def test_divergence_is_that_of_finite_differences(cluster, state):
     _, _, network, _ = cluster
     _, terms = jax.jit(lambda z: divergence_terms(network, z))(state)
@@ -65,6 +66,7 @@ def test_divergence_is_that_of_finite_differences(cluster, state):
     np.testing.assert_allclose(terms, found, atol=1e-3 * np.abs(found).max())
 
 
+@pytest.mark.slow
 def test_transformer_does_not_jump(cluster, state):
     _, _, network, _ = cluster
     samples = state + 0.3 * jax.random.normal(jax.random.key(2), (32, *state.shape))
