@@ -73,6 +73,25 @@ def test_what_goes_on_later_ends_well(number):
     assert ending(process) == (0, said)
 
 
+@pytest.mark.parametrize("resumes", [False, True])
+def test_what_it_says_no_replaced_stream_keeps(resumes):
+    """As where arguments are parsed, whose complaints become one line."""
+    process = script(
+        f"import contextlib, io\nwith command_line('program'):\n    active().resumes = {resumes}\n"
+        "    print('before')\n    with contextlib.redirect_stderr(io.StringIO()) as stream:\n"
+        "        with contextlib.redirect_stdout(stream):\n"
+        "            os.write(1, b'ready\\n')\n            time.sleep(60)",
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+    ready(process)
+    process.send_signal(signal.SIGINT)
+    if resumes:
+        said = "before\nstopped by SIGINT, nothing to save; the same command continues\n"
+        assert ending(process) == (0, said)
+    else:
+        assert ending(process) == (128 + signal.SIGINT, "stopped by SIGINT\n")
+
+
 def test_what_was_ignored_stays_ignored():
     """As SIGHUP after nohup."""
     process = subprocess.Popen(
