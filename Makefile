@@ -16,10 +16,10 @@ PRIVATE_PYTHON := $(shell for p in $(PYTHON) python3.11 python3.10; do \
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.demo
 
-# Without the slow tests, and with them.
+# Without the slow tests, and with them. Neighbours stay in one process: they share what they make.
 test: MARKED := -m "not slow"
 test test-all: $(DEV)/.installed $(if $(PRIVATE_PYTHON),$(PRIVATE)/.installed)
-	EGATTN_PRIVATE_PYTHON=$(abspath $(PRIVATE))/bin/python $(DEV)/bin/python -m pytest -n auto $(MARKED)
+	EGATTN_PRIVATE_PYTHON=$(abspath $(PRIVATE))/bin/python $(DEV)/bin/python -m pytest -n auto --dist worksteal $(MARKED)
 
 check: $(DEV)/.installed
 	$(DEV)/bin/ruff check .
