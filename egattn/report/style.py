@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.animation import Animation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,6 +16,8 @@ from matplotlib.figure import Figure
 DPI = 192
 # Inches: the page's column, and a figure that has only one small panel.
 WIDTH, SINGLE_WIDTH = 10.0, 6.0
+# Of animations.
+FRAMES_PER_SECOND = 15
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -58,10 +61,22 @@ class Plot(NamedTuple):
     """Names of the data's columns."""
     rows: Sequence[Sequence[Any]]
     """The data."""
+    alt: str = ""
+    """What is seen, for those who do not see it; empty for the title."""
+    animation: Animation | None = None
+    """How the drawing moves."""
+
+    @property
+    def image(self) -> str:
+        """File name of the picture."""
+        return f"{self.name}.{'gif' if self.animation else 'png'}"
 
     def write(self, directory: Path) -> None:
-        """Writes `name.png` and `name.csv`."""
-        self.figure.savefig(directory / f"{self.name}.png")
+        """Writes the picture, and `name.csv`."""
+        if self.animation is None:
+            self.figure.savefig(directory / self.image)
+        else:
+            self.animation.save(directory / self.image, PillowWriter(fps=FRAMES_PER_SECOND))
         with (directory / f"{self.name}.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([self.header, *self.rows])
 
