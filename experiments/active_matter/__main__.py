@@ -47,12 +47,12 @@ def simulate(args: Sequence[str]) -> None:
 
 
 def demo(args: Sequence[str]) -> None:
-    """Trains and evaluates in minutes."""
+    """Trains and evaluates the two smallest systems, in minutes."""
     from experiments.active_matter.demo import demo
 
     if args:
         raise ValueError(f"demo takes no arguments, got {' '.join(args)}")
-    demo()
+    demo(main)
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -61,7 +61,7 @@ class TrainConfig(RunConfig):
     penalty: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
     """Stationarity penalties."""
     sigma: float = 0.1
-    """Standard deviation of the noise of denoising; what is learned is the density smoothed by it."""
+    """Standard deviation of the noise of denoising, which smoothes the density that is learned."""
     duration: float = 0.01
     """Time over which displacements are taken for velocity matching."""
     substeps: int = 4
@@ -74,6 +74,8 @@ class TrainConfig(RunConfig):
     """Heads of attention."""
     flow_features: bool = True
     """Whether a transformer is told where flows lead."""
+    linear_samples: int = 1024
+    """Trajectories from whose start the best linear answer is solved for, where training begins."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """AdamW."""
     ema: Literal["none", "0.999", "0.9999"] = "0.999"
@@ -94,7 +96,9 @@ class TrainConfig(RunConfig):
     def __post_init__(self):
         """Checks the values."""
         super().__post_init__()
-        for name in ("substeps", "width", "layers", "heads", "batch_size", "trajectories"):
+        for name in ("substeps", "width", "layers", "heads", "batch_size"):
+            self.check_at_least(name, 1)
+        for name in ("trajectories", "linear_samples"):
             self.check_at_least(name, 1)
         self.check_at_least("evaluate_samples", 2)
         for name in ("sigma", "duration", "refresh"):
@@ -124,8 +128,27 @@ def _preset(system: Name, learning_rate: float, **values: Any) -> TrainConfig:
 
 PRESETS: dict[str, TrainConfig] = {
     "trap": _preset("trap", 3e-3, steps=2000, width=32, layers=2),
-    "ring": _preset("ring", 3e-3, steps=6000, width=64, layers=3, batch_size=1024),
-    "crystal": _preset("crystal", 2e-3, steps=600, layers=2, batch_size=64, objective="hutchinson"),
-    "cluster": _preset("cluster", 2e-3, steps=600, layers=2, batch_size=64, objective="velocity"),
+    "ring": _preset(
+        "ring",
+        3e-3,
+        steps=5000,
+        batch_size=1024,
+        trajectories=16384,
+        refresh=0.5,
+        penalty=PenaltyConfig(residual=10.0),
+    ),
+    "crystal": _preset(
+        "crystal", 1e-3, steps=500, width=32, layers=1, batch_size=16, objective="hutchinson"
+    ),
+    "cluster": _preset(
+        "cluster",
+        1e-3,
+        steps=600,
+        layers=2,
+        batch_size=16,
+        trajectories=1024,
+        refresh=2.0,
+        objective="hutchinson",
+    ),
 }
 """What each system's training is by default."""

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from experiments.active_matter.measure import Measure, Measured, in_words
-from experiments.active_matter.portrait import portrait
+from experiments.active_matter.portrait import portrait, portrait_in_words
 from experiments.active_matter.simulation import move, stationary
 from experiments.active_matter.snapshots import read_snapshots
 from experiments.active_matter.systems import System
@@ -132,10 +132,5 @@ def describe(values: dict[str, Any]) -> str:
             f"g {values['exact_epr_g']:.4f})"
         )
     if "portrait" in values:
-        p = values["portrait"]
-        lines.append(
-            f"flow centre ({p['center'][0]:.3f}, {p['center'][1]:.3f}), period {p['center_period']:.1f}; "
-            f"orbit through (8, 1.5): period {p['orbit_period']:.1f}, closed to "
-            f"{p['orbit_gap']:.2%} of its width"
-        )
+        lines.append(portrait_in_words(values["portrait"]))
     return "\n".join(lines)

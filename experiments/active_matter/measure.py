@@ -28,7 +28,7 @@ class Measured(NamedTuple):
     exact: int
     """How many of them, the first, have exact divergences; 0 if all are estimated."""
     trajectories: int
-    """How many they are of, snapshot after snapshot: these are independent, times of one are not."""
+    """How many they are of: these are independent, the snapshots of one are not."""
     entropy: np.ndarray
     """Mean attention entropy of each head, [layers, heads], in nats."""
 

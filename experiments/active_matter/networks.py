@@ -21,9 +21,11 @@ from experiments.active_matter.systems import RING, System, mirror
 
 Output = tuple[Float[Array, "2 particles dimensions"], Float[Array, "layers heads rows"]]
 
-# Lengths of typical features of the cluster: places; and what a coefficient of 1 then means.
+# How far particles of the cluster are from the middle of the trap, about.
 _PLACE = 5.0
 _HARMONICS = 4
+# Of the correlations of vector features; they are known to a few times this.
+_RIDGE = 1e-4
 
 
 class MLP(nn.Module):
@@ -35,6 +37,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
+        """Maps the last axis."""
         for _ in range(self.depth):
             x = nn.gelu(nn.Dense(self.width, kernel_init=_fan_in())(x))
         return nn.Dense(self.outputs, kernel_init=_fan_in())(x)
@@ -58,6 +61,7 @@ class OddMLP(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "2 1 dimensions"]) -> Float[Array, "1 dimensions"]:
+        """Returns one copy's value."""
         mlp = MLP(self.width, self.depth, z.shape[-1])
         if not self.ring:
             return mlp(_flat(z)) - mlp(_flat(-z))
@@ -84,6 +88,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "particles width"]) -> tuple[Array, Array]:
+        """Returns tokens, and the entropy [heads, particles]."""
         count, width = x.shape
         project = functools.partial(nn.Dense, width, kernel_init=_fan_in())
         query, key, value = (
@@ -112,6 +117,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features) -> tuple[Array, Array]:
+        """Returns one copy's value [N, d], and the entropy [layers, heads, N]."""
         vectors, scalars = features
         count, kinds, dimensions = vectors.shape
         x = jnp.concatenate([vectors.reshape(count, -1), scalars], -1)
@@ -137,6 +143,7 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "2 particles dimensions"]) -> Output:
+        """Returns the correction of a state, and the entropy of both copies."""
         c = self.config
         if self.system.particles == 1:
             odd = _twice(OddMLP, c.width, c.layers, self.system.period is not None)
@@ -163,6 +170,46 @@ def scaled(system: System, z: Float[Array, "2 particles dimensions"], flows: boo
     if flows:
         vectors = jnp.concatenate([vectors, flow_features(system, z)], 1)
     return Features(vectors, scalars)
+
+
+def linear_answer(
+    network: Network, params: Any, z: Float[Array, "batch 2 particles dimensions"], key: Array
+) -> Any:
+    """Parameters whose constant weights are the best ones, for a transformer.
+
+    Score matching of s = b / D + sum_f a_f phi_f is least squares in a, with the normal equations
+    E[phi_f . phi_f'] a_f' = -E[phi_f . b / D + div phi_f], here for positions and propulsions. The
+    fields of flows are nearly parallel: gradient steps would take long to tell them apart.
+
+    Args:
+      network: The network.
+      params: Its parameters, with an output of 0 besides.
+      z: States.
+      key: For the estimates of the divergences.
+    """
+    system = network.system
+    if system.particles == 1:
+        return params
+    process = system.process
+
+    def moments(z, key):
+        signs = jax.random.rademacher(key, z.shape, z.dtype)
+        told = lambda z: scaled(system, z, network.config.flow_features).vectors  # noqa: E731
+        # Each copy has the divergence by its own variables only.
+        fields, along_x = jax.jvp(told, (z,), (signs.at[1].set(0),))
+        _, along_g = jax.jvp(told, (z,), (signs.at[0].set(0),))
+        change = jnp.einsum("knfd,knd->kf", jnp.stack([along_x, along_g]), signs)
+        drive = jnp.einsum("nfd,knd->kf", fields, process.drift(z) / process.diffusion)
+        return jnp.einsum("nfd,ned->fe", fields, fields), change + drive
+
+    squares, sides = jax.tree.map(
+        lambda x: x.mean(0), jax.vmap(moments)(z, jax.random.split(key, len(z)))
+    )
+    scale = jnp.sqrt(jnp.diag(squares))
+    unit = squares / (scale[:, None] * scale) + _RIDGE * jnp.eye(len(scale))
+    weights = -jnp.linalg.solve(unit, (sides / scale).T).T / scale
+    (name,) = params
+    return {name: {**params[name], "linear": weights}}
 
 
 def field(

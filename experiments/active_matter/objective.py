@@ -1,12 +1,12 @@
 """The loss of a batch: one of the objectives, and the stationarity penalties."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from egattn.flow import (
     Field,
@@ -38,53 +38,63 @@ def make_loss(config: TrainConfig, system: System) -> Callable[..., tuple[Array,
     minimum -E|s|^2 / (2 N d); that of velocity matching is minus the bound of the entropy
     production per degree of freedom.
     """
-    terms = {
-        "implicit": _implicit,
-        "hutchinson": _implicit,
-        "denoising": _denoising,
-        "one-step": _one_step,
-        "velocity": _velocity,
-    }[config.objective]
+    others = {"denoising": _denoising, "one-step": _one_step, "velocity": _velocity}
+    terms = others.get(config.objective)
 
     def loss(correction: Correction, z: Float[Array, "batch ..."], key: Array):
-        keys = jax.random.split(key, len(z))
-        found = jax.vmap(lambda z, key: terms(config, system, correction, z, key))(z, keys)
+        def one(z, key):
+            change = Change(0.0, 0.0, 0.0)
+            if terms is None or config.penalty.any:
+                change = _change(config, system, correction, z, key)
+            if terms is None:
+                return change.score_matching, change
+            return terms(config, system, correction, z, key), change
+
+        found, change = jax.vmap(one)(z, jax.random.split(key, len(z)))
         value = found.mean()
         parts = {"objective": value}
         if config.penalty.any:
-            more = _penalties(config, system, correction, z, key)
-            parts |= more
-            value = value + sum(more.values())
-        return value, parts
+            parts |= _penalties(config, change, z[0].size)
+        return sum(parts.values()), parts
 
     return loss
 
 
-def _implicit(
+class Change(NamedTuple):
+    """What one differentiation of the network gives, of one state."""
+
+    score_matching: ArrayLike
+    """(|s|^2 + 2 div s) / (2 N d)."""
+    divergence: ArrayLike
+    """div v."""
+    advection: ArrayLike
+    """v.s."""
+
+
+def _change(
     config: TrainConfig, system: System, correction: Correction, z: Array, key: Array
-) -> Array:
+) -> Change:
     """`egattn.flow.implicit_score_matching` of the score, whose known part needs no estimate.
 
     The divergence of b / D is large and in closed form; only the network's is differentiated.
     """
-    value, change = _differentiated(config, correction, z, key)
-    process = system.process
-    known = system.drift_divergence(z) / process.diffusion[..., 0]
-    score = process.drift(z) / process.diffusion + value
-    return (jnp.sum(score**2 + 2 * change) + 2 * known.sum()) / z.size
-
-
-def _differentiated(config: TrainConfig, field: Correction, z: Array, key: Array):
     method = "hutchinson" if config.objective == "hutchinson" else "forward"
-    return divergence_terms(field, z, method=method, key=key)
+    value, terms = divergence_terms(correction, z, method=method, key=key)
+    process = system.process
+    known = jnp.sum(system.drift_divergence(z) / process.diffusion[..., 0])
+    score = process.drift(z) / process.diffusion + value
+    return Change(
+        (jnp.sum(score**2 + 2 * terms) + 2 * known) / z.size,
+        -jnp.sum(process.diffusion * terms),
+        -jnp.sum(process.diffusion * value * score),
+    )
 
 
 def _denoising(
     config: TrainConfig, system: System, correction: Correction, z: Array, key: Array
 ) -> Array:
-    return denoising(
-        score_of(system.process, velocity_of(system, correction)), z, key, sigma=config.sigma
-    ).mean()
+    score = score_of(system.process, velocity_of(system, correction))
+    return denoising(score, z, key, sigma=config.sigma).mean()
 
 
 def _one_step(
@@ -110,22 +120,8 @@ def _velocity(
     return terms.sum() / system.size
 
 
-def _penalties(
-    config: TrainConfig, system: System, correction: Correction, z: Array, key: Array
-) -> dict[str, Any]:
+def _penalties(config: TrainConfig, change: Change, size: int) -> dict[str, Array]:
     """Per component of z, weighted."""
-    velocity = velocity_of(system, correction)
-    score = score_of(system.process, velocity)
-
-    def both(z, key):
-        v, change = _differentiated(config, velocity, z, key)
-        return change.sum(), jnp.sum(v * score(z))
-
-    divergence, advection = jax.vmap(both)(z, jax.random.split(key, len(z)))
-    weights, size = config.penalty, int(np.prod(z.shape[1:]))
-    found = penalties(divergence, advection)
-    return {
-        name: getattr(weights, name) * getattr(found, name) / size
-        for name in found._fields
-        if getattr(weights, name)
-    }
+    found = penalties(jnp.asarray(change.divergence), jnp.asarray(change.advection))
+    weights = dataclasses.asdict(config.penalty)
+    return {name: w * getattr(found, name) / size for name, w in weights.items() if w}

@@ -42,6 +42,18 @@ def portrait(trained: Trained) -> dict[str, Any]:
     return found
 
 
+def portrait_in_words(values: dict[str, Any]) -> str:
+    """A portrait in one line."""
+    x, g = values["center"]
+    words = f"flow centre ({x:.3f}, {g:.3f}); orbit through (8, 1.5) "
+    if values["orbit_period"] is None:
+        return words + "does not return"
+    return words + (
+        f"returns after {values['orbit_period']:.1f}, closed to {values['orbit_gap']:.2%}; after "
+        f"{ORBITS[1.5]} it is {values['orbit_drift_at_exact_period']:.2%} away"
+    )
+
+
 def stagnation(velocity: Field, guess: tuple[float, float]) -> tuple[list[float], float | None]:
     """Where the flow stands still, and the period of small orbits around it, if there are."""
     flat = jax.jit(lambda y: velocity(y.reshape(2, 1, 1)).reshape(2))

@@ -27,6 +27,8 @@ RING = 16.0
 """Circumference of the ring."""
 # At distance 2 a contact's stiffness is k sigmoid(0); only nearest neighbours touch.
 _SPRING, _SPACING, _REACH = STRENGTH / 2, 2.0, 2.5
+# Root mean square of the coordinates of 64 particles in the trap, about.
+_CLUSTER = 4.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,11 +224,9 @@ def _cluster(config: SystemConfig) -> System:
     parameters = {"strength": STRENGTH, "stiffness": STIFFNESS, "period": config.box}
 
     def start(key):
-        place, propulsion = jax.random.split(key)
-        x = jax.random.uniform(place, shape, minval=-half, maxval=half)
-        if config.packing >= 0.25:
-            x = half * jax.random.normal(place, shape)
-        return jnp.stack([x, jax.random.normal(propulsion, shape)])
+        x, g = jax.random.normal(key, (2, *shape))
+        # About as wide as it will be, so that the trap has little to do.
+        return jnp.stack([jnp.clip(_CLUSTER * x, -half, half), g])
 
     return System(
         config=config,
@@ -236,7 +236,8 @@ def _cluster(config: SystemConfig) -> System:
         force=lambda x: forces.repulsion(x, **parameters) - TRAP * x,
         force_divergence=lambda x: forces.repulsion_divergence(x, **parameters) - 2 * TRAP,
         start=start,
-        burn_in=20 / min(RATE, config.noise),
+        # Five relaxation times of the trap.
+        burn_in=5 / TRAP,
         dt=0.004,
         spacing=10.0,
         symmetry=_turned,

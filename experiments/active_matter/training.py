@@ -19,7 +19,7 @@ from egattn.run.console import devices_line, parameter_table
 from egattn.sharding import BATCH, batch_shards, make_mesh
 from experiments.active_matter.config import EMA, TrainConfig
 from experiments.active_matter.measure import Measure, in_words
-from experiments.active_matter.networks import Network, field
+from experiments.active_matter.networks import Network, field, linear_answer
 from experiments.active_matter.objective import make_loss
 from experiments.active_matter.simulation import move, stationary
 from experiments.active_matter.snapshots import read_snapshots
@@ -79,7 +79,7 @@ class _Training:
             config=c,
             target=self.target(),
             init=self.init,
-            step=jax.jit(self.step, donate_argnums=0),
+            step=jax.jit(self.step, donate_argnums=0, out_shardings=(self.shardings(), None)),
             batches=lambda done: map(np.int32, itertools.count(done)),
             evaluate=self.evaluate,
             describe=Describe(self.header, in_words, memory="batches; --batch-size makes it less"),
@@ -118,7 +118,9 @@ class _Training:
 
     def first_state(self, z: Any) -> State:
         c = self.config
-        params = self.network.init(self.key(_PARAMETERS), z[0])["params"]
+        starting, estimating = jax.random.split(self.key(_PARAMETERS))
+        params = self.network.init(starting, z[0])["params"]
+        params = linear_answer(self.network, params, z[: c.linear_samples], estimating)
         averages = [params for _ in EMA]
         z = z.reshape(self.turns, c.batch_size, *z.shape[1:])
         return State(params, averages, self.optimizer.init(params), z)
@@ -173,17 +175,17 @@ class _Training:
         yield devices_line(self.mesh)
         yield parameter_table(state.params)
         yield (
-            f"{c.system}: {self.system.particles} particles in {self.system.dimensions} dimensions, "
-            f"speed {c.speed}; {c.trajectories:,} trajectories, {c.batch_size} a step, each moved on "
-            f"by {c.refresh} before its turn"
+            f"{c.system}: {self.system.particles} particles in {self.system.dimensions} "
+            f"dimensions, speed {c.speed}; {c.trajectories:,} trajectories, {c.batch_size} a step, "
+            f"each moved on by {c.refresh} before its turn"
         )
 
 
 def average(old: PyTree, new: PyTree, decay: float, index: Any) -> PyTree:
     """Exponential moving average; over the few first steps the plain one."""
     # Otherwise short runs would average over where they began.
-    decay = jnp.minimum(decay, (1.0 + index) / (10.0 + index))
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+    share = 1 - jnp.minimum(decay, (1.0 + index) / (10.0 + index))
+    return jax.tree.map(lambda a, b: a + share * (b - a), old, new)
 
 
 def chosen(config: TrainConfig, params: PyTree, averages: Any) -> PyTree:
