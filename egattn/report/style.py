@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.animation import Animation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from egattn.report.animation import Animation
 
 # Twice the 96 pixels of a CSS inch, so that a page at its natural size is sharp on dense screens.
 DPI = 192
 # Inches: the page's column, and a figure that has only one small panel.
 WIDTH, SINGLE_WIDTH = 10.0, 6.0
-# Of animations.
-FRAMES_PER_SECOND = 15
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -76,7 +75,7 @@ class Plot(NamedTuple):
         if self.animation is None:
             self.figure.savefig(directory / self.image)
         else:
-            self.animation.save(directory / self.image, PillowWriter(fps=FRAMES_PER_SECOND))
+            self.animation.write(self.figure, directory / self.image)
         with (directory / f"{self.name}.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([self.header, *self.rows])
 

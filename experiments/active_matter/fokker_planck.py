@@ -3,8 +3,8 @@
 Two phase-space dimensions are few enough for a direct solution. It shares no code with what it
 judges: neither JAX, nor the system's force, nor samples.
 
-The current rho v has no divergence, so it comes from a stream function psi: rho v_x = d psi / d g and
-rho v_g = -d psi / d x. Orbits of the probability flow are level lines of psi; all are closed.
+The current rho v has no divergence, so it comes from a stream function psi: rho v_x = d psi / d g
+and rho v_g = -d psi / d x. Orbits of the probability flow are level lines of psi; all are closed.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.integrate import solve_ivp
-from scipy.interpolate import RectBivariateSpline
+from scipy.interpolate import RectBivariateSpline, RegularGridInterpolator
 from scipy.optimize import root
 from scipy.sparse import coo_array, csc_array, csr_array, eye_array
 from scipy.sparse.linalg import splu
@@ -45,6 +45,9 @@ class Ring(NamedTuple):
         return self.strength * push * np.sign(r)
 
 
+_PUBLISHED = Ring()
+
+
 class Fields(NamedTuple):
     """Velocity and its derivatives at points, each [..., 2] for x and g."""
 
@@ -70,6 +73,12 @@ class Solution:
     stream: np.ndarray
     """psi at the corners of cells [n + 1, m + 1]: edges of x from 0, of g from the lowest."""
 
+    @property
+    def edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of cells, in x and g."""
+        n, m = self.density.shape
+        return np.linspace(0, self.ring.length, n + 1), np.linspace(-_REACH, _REACH, m + 1)
+
     @functools.cached_property
     def _splines(self) -> list[RectBivariateSpline]:
         # A few cells of the next turn on either side make the splines periodic.
@@ -88,6 +97,10 @@ class Solution:
         velocity = np.stack([v_x.ev(x, g), v_g.ev(x, g)], -1)
         terms = np.stack([v_x.ev(x, g, dx=1), v_g.ev(x, g, dy=1)], -1)
         return Fields(velocity, terms)
+
+    def stream_at(self, z: np.ndarray) -> np.ndarray:
+        """psi at points z [..., 2], between corners linearly."""
+        return RegularGridInterpolator(self.edges, self.stream)(z)
 
     def mean(self, quantity: np.ndarray) -> np.ndarray:
         """Stationary mean of a quantity [..., n, m]."""
@@ -130,16 +143,16 @@ class Solution:
         )
 
 
-def solve(ring: Ring = Ring(), cells: tuple[int, int] = (400, 120)) -> Solution:
+def solve(cells: tuple[int, int], ring: Ring = _PUBLISHED) -> Solution:
     """Solves div(b rho - D grad rho) = 0.
 
     Finite volumes whose fluxes are exact where drift and flux are constant between two centres, so
     that densities stay positive however strong the force.
 
     Args:
-      ring: The system.
       cells: Number of cells along x, which is periodic, and along g, from -6 to 6 without flux
         through the ends.
+      ring: The system.
 
     Returns:
       The solution; its error falls with the square of the cell.
@@ -179,7 +192,9 @@ def _fluxes(
     ratio = drift * width / diffusion
     rate = diffusion / width
     faces = np.arange(drift.size)
-    values = np.concatenate([(rate * _bernoulli(-ratio)).ravel(), -(rate * _bernoulli(ratio)).ravel()])
+    values = np.concatenate(
+        [(rate * _bernoulli(-ratio)).ravel(), -(rate * _bernoulli(ratio)).ravel()]
+    )
     columns = np.concatenate([before.ravel(), behind.ravel()])
     shape = (drift.size, int(max(before.max(), behind.max())) + 1)
     return coo_array((values, (np.tile(faces, 2), columns)), shape).tocsr()
