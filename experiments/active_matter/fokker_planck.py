@@ -171,7 +171,8 @@ def solve(cells: tuple[int, int], ring: Ring = _PUBLISHED) -> Solution:
     across = _fluxes(drift[:, None] + ring.speed * g, ring.noise, dx, index, right)
     along = np.broadcast_to(-ring.rate * (g[:-1] + dg / 2), (n, m - 1))
     upwards = _fluxes(along, ring.rate, dg, index[:, :-1], up)
-    operator = dg * _outflow(index, right) @ across + dx * _outflow(index[:, :-1], up) @ upwards
+    operator: Any = dg * _outflow(index, right) @ across
+    operator += dx * _outflow(index[:, :-1], up) @ upwards
     density = _kernel(operator.tocsc()).reshape(n, m)
     density /= density.sum() * dx * dg
     j_x = (across @ density.ravel()).reshape(n, m)
@@ -188,7 +189,6 @@ def _fluxes(
     drift: np.ndarray, diffusion: float, width: float, before: np.ndarray, behind: np.ndarray
 ) -> csr_array:
     """The matrix from densities to fluxes through faces, from cells `before` to those `behind`."""
-    # Bernoulli's function of the drift over diffusion; even fluxes between equal densities are b.
     ratio = drift * width / diffusion
     rate = diffusion / width
     faces = np.arange(drift.size)
@@ -217,11 +217,12 @@ def _outflow(before: np.ndarray, behind: np.ndarray) -> csr_array:
 
 
 def _kernel(operator: csc_array) -> np.ndarray:
-    """The vector that a matrix with columns of sum 0 maps to 0: one step of inverse iteration."""
+    """The vector that a matrix with columns of sum 0 maps to 0, by inverse iteration."""
     # Just off the singular matrix, whose other eigenvalues are far larger.
-    shift = 1e-13 * np.abs(operator.diagonal()).max()
-    factors = splu((operator + shift * eye_array(operator.shape[0], format="csc")).tocsc())
-    vector = np.ones(operator.shape[0])
+    diagonal = operator.diagonal()
+    shift = 1e-13 * np.abs(diagonal).max()
+    factors = splu((operator + shift * eye_array(diagonal.size, format="csc")).tocsc())
+    vector = np.ones(diagonal.size)
     for _ in range(2):
         vector = factors.solve(vector / np.abs(vector).max())
     return vector

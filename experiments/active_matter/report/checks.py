@@ -61,15 +61,15 @@ def checks(subject: Subject) -> Plot:
     for ax, check in zip(axes.ravel(), CHECKS, strict=True):
         ours = per_dof(check, subject.ours)
         exact = None if subject.exact is None else per_dof(check, subject.exact)
-        # The residual's axis is div v's, against whose width its own is judged.
-        scale = per_dof(_CHANGE, subject.ours) if check.name == "residual" else ours
-        rows += _histogram(ax, check, ours, exact, _edges(scale))
+        # The residual's axis is as wide as div v's, against which it is judged.
+        change = per_dof(_CHANGE, subject.ours) if check.name == "residual" else ours[:0]
+        rows += _histogram(ax, check, ours, exact, _edges(np.concatenate([ours, change])))
     for ax in axes[:, 0]:
         ax.set_ylabel("share of samples")
     text = (
         "Distribution over held-out samples, per degree of freedom, with mean and standard "
         "deviation. The first is the equation of the stationary state itself, 0 at every point for "
-        "the true score; it is drawn on the axis of div v, against whose width its own is judged. "
+        "the true score; its axis is as wide as that of div v, against which it is judged. "
         "div v, v.s and the two sums with the score are 0 on average only; the last one's mean is "
         "the entropy production rate."
     )

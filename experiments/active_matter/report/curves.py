@@ -30,7 +30,9 @@ def curves(subjects: Sequence[Subject]) -> Plot:
     grey = "#777777"
     right.legend(
         handles=[
-            Line2D([], [], color=grey, marker="o", markersize=4, label="estimate, E|v|² by D"),
+            Line2D(
+                [], [], color=grey, marker="o", markersize=4, label=r"estimate $E\,|v|^2_{D^{-1}}$"
+            ),
             Line2D(
                 [], [], color=grey, linestyle=":", marker="^", markersize=4, label="lower bound"
             ),
@@ -72,9 +74,9 @@ def _production(ax: Axes, subject: Subject, colour: str) -> list[tuple]:
     steps = np.array([r["step"] for r in records])
 
     def of(name: str) -> tuple[np.ndarray, np.ndarray]:
-        return tuple(
-            np.array([r[key] for r in records], float) for key in (name, f"{name}_standard_error")
-        )
+        keys = name, f"{name}_standard_error"
+        value, error = (np.array([r[key] for r in records], float) for key in keys)
+        return value, error
 
     shown = {"epr": of("epr"), "epr_lower_bound": of("epr_lower_bound")}
     for (value, error), line, marker in zip(shown.values(), "-:", "o^", strict=True):

@@ -4,7 +4,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 
 from egattn.report.animation import Animation
 from egattn.report.style import WIDTH, Plot, canvas
@@ -37,7 +39,8 @@ def tracers(subject: Subject) -> Plot:
     density, edges = histogram(subject, plane)
     draw_density(ax, density, edges, float(density.max()))
     looks: Any = {"cmap": "viridis", "clim": (0, float(np.quantile(colours, 0.98)))}
-    tails = ax.add_collection(LineCollection([], linewidths=0.8, alpha=0.5, **looks))
+    tails = LineCollection([], linewidths=0.8, alpha=0.5, **looks)
+    ax.add_collection(tails)
     dots = ax.scatter(*points[0].T, s=12, zorder=3, edgecolors="#222222", linewidths=0.3)
     dots.set(array=colours[0], **looks)
     bar = figure.colorbar(dots, ax=ax, pad=0.02, label=PRODUCTION.label, extend="max")
@@ -88,7 +91,6 @@ def moving_particles(subject: Subject) -> list[Plot]:
 def _paths(times: np.ndarray, z: np.ndarray, exact: np.ndarray | None) -> Plot:
     flows = {"learned": z} | ({} if exact is None else {"exact": exact})
     figure = canvas(WIDTH if len(flows) > 1 else 6.0, 4.8)
-    lines = None
     for ax, (name, path) in zip(
         figure.subplots(1, len(flows), squeeze=False)[0], flows.items(), strict=True
     ):
@@ -101,7 +103,8 @@ def _paths(times: np.ndarray, z: np.ndarray, exact: np.ndarray | None) -> Plot:
         ax.plot(*x[0].T, "o", color="#777777", markersize=2.5)
         frame(ax, x.reshape(-1, 2))
         ax.set(title=f"{name}: dz/dt = v(z)", xlabel="x", ylabel="y")
-    bar = figure.colorbar(lines, ax=figure.axes, pad=0.02, label="time")
+    scale = ScalarMappable(Normalize(0, times[-1]), "viridis")
+    bar = figure.colorbar(scale, ax=figure.axes, pad=0.02, label="time")
     bar.outline.set_visible(False)
     rows = [
         (name, time, i, *path[k, 0, i].round(4))

@@ -99,7 +99,10 @@ def _flow_table(subject: Subject) -> str:
     solution, p = subject.solution, subject.values["portrait"]
     assert solution is not None
     rows = [
-        ["centre of the flow (x, g)", *map(_point, (p["center"], solution.centre(), PUBLISHED))],
+        [
+            "centre of the flow (x, g)",
+            *map(_point, (p["center"], solution.centre().tolist(), PUBLISHED)),
+        ],
     ]
     for g, prefix in zip(ORBITS, ("orbit", "inner_orbit"), strict=True):
         exact = solution.orbit((RING / 2, g)).t[-1]

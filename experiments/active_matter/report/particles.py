@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from egattn.report.style import WIDTH, Plot, canvas
 from experiments.active_matter.report.plane import (
@@ -37,7 +37,7 @@ def _snapshot(subject: Subject) -> Plot:
         bar = figure.colorbar(mesh, ax=ax, orientation="horizontal", pad=0.02, shrink=0.9)
         bar.outline.set_visible(False)
         bar.formatter = StrMethodFormatter("{x:.3g}")
-        bar.locator.set_params(nbins=6)
+        bar.locator = MaxNLocator(5)
         bar.update_ticks()
         frame(ax, z[0])
         ax.set(title=quantity.label, xlabel="x")

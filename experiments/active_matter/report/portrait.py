@@ -146,7 +146,7 @@ def _centres(learned: Axes, exact: Axes, subject: Subject) -> None:
     ]
     for ax in (learned, exact):
         for name, (x, g), marker, colour in marks:
-            fill = {} if marker == "x" else {"markerfacecolor": "none"}
+            fill: dict[str, Any] = {} if marker == "x" else {"markerfacecolor": "none"}
             ax.plot(
                 [x, RING - x],
                 [g, -g],
