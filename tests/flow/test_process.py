@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egattn import flow
@@ -40,7 +40,7 @@ def test_numbers_may_be_known_later():
     np.testing.assert_allclose(velocity(jnp.float32(2), jnp.ones(3)), 2 * np.ones(3))
 
 
-@hypothesis.settings(max_examples=50)
+@settings(max_examples=50)
 @given(FINITE, st.floats(0.5, 20, width=32), st.floats(-10, 10, width=32))
 def test_wrapped_numbers_lie_in_the_period_and_differ_by_whole_ones(z, period, origin):
     wrapped = float(flow.wrap(jnp.float32(z), period, origin))
