@@ -46,10 +46,10 @@ def within(samples: np.ndarray, covariance: np.ndarray, sigmas: float = 3) -> No
 def test_relaxation_from_a_point_has_the_exact_mean_and_covariance():
     """With steps so short that Euler's own error is far below the statistical one."""
     start, time = np.array([3.0, -1.0]), 10.0
-    z = jnp.broadcast_to(jnp.asarray(start, jnp.float32), (20_000, 2))
+    z = jnp.broadcast_to(jnp.asarray(start, jnp.float32), (10_000, 2))
     process = TRAP.process(RELAXATION)
-    frames = trajectories(process, z, jax.random.key(0), step=0.05, steps=200, every=100)
-    assert frames.shape == (20_000, 2, 2)
+    frames = trajectories(process, z, jax.random.key(0), step=0.1, steps=100, every=50)
+    assert frames.shape == (10_000, 2, 2)
     for frame, when in zip(np.moveaxis(frames, 1, 0), (time / 2, time), strict=True):
         propagator = expm(TRAP.matrix * when)
         exact = TRAP.covariance - propagator @ TRAP.covariance @ propagator.T
@@ -61,22 +61,20 @@ def test_relaxation_from_a_point_has_the_exact_mean_and_covariance():
 
 
 def test_long_steps_have_the_chain_s_own_covariance():
-    h = 2.0
+    h = 4.0
     transfer = np.array([[1 - 0.05 * h, 0.2 * h], [0, np.exp(-0.1 * h)]])
     noise = np.diag([2 * 0.1 * h, 1 - np.exp(-2 * 0.1 * h)])
     chain = solve_discrete_lyapunov(transfer, noise)
     # Further from the process's than the errors below.
-    assert abs(chain[0, 0] / TRAP.covariance[0, 0] - 1) > 0.04
-    z = jnp.zeros((20_000, 2))
+    assert abs(chain[0, 0] / TRAP.covariance[0, 0] - 1) > 0.08
+    z = jnp.zeros((10_000, 2))
     process = TRAP.process(RELAXATION)
-    frames = trajectories(process, z, jax.random.key(1), step=h, steps=100, every=100)
+    frames = trajectories(process, z, jax.random.key(1), step=h, steps=50, every=50)
     within(frames[:, 0], chain)
 
 
-def test_steps_are_counted():
+def test_frames_that_do_not_fit_are_refused():
     process, z, key = TRAP.process(), jnp.ones(2), jax.random.key(0)
-    every = flow.simulate(process, z, key, step=0.1, steps=6, every=1)
-    assert every.shape == (6, 2)
     with pytest.raises(ValueError, match="every must divide the 6 steps, got 4"):
         flow.simulate(process, z, key, step=0.1, steps=6, every=4)
     with pytest.raises(ValueError, match="every must divide the 6 steps, got 0"):
@@ -90,15 +88,17 @@ def test_positions_stay_in_their_box():
         period=np.array([4, np.inf]),
         origin=-2,
     )
-    frames = flow.simulate(process, jnp.zeros(2), jax.random.key(0), step=0.1, steps=200)
+    frames = trajectories(process, jnp.zeros((1, 2)), jax.random.key(0), step=0.1, steps=200)[0]
     assert np.all((frames[:, 0] >= -2) & (frames[:, 0] < 2))
+    assert frames.shape == (200, 2)
     assert frames[-1, 1] > 10
 
 
 def test_two_ends_have_opposite_noise():
     """For a linear process without wrapping their mean is where it goes without noise."""
     process, z = TRAP.process(RELAXATION), jnp.array([1.0, 2.0])
-    ends = flow.ends(process, z, jax.random.key(0), duration=0.4, substeps=8)
+    move = functools.partial(flow.ends, process, duration=0.4, substeps=8)
+    ends = quick_jit()(move)(z, jax.random.key(0))
     step = np.array([[1 - 0.05 * 0.05, 0.2 * 0.05], [0, np.exp(-0.1 * 0.05)]])
     expected = np.linalg.matrix_power(step, 8) @ [1, 2]
     np.testing.assert_allclose(ends.mean(0), expected, rtol=1e-5)

@@ -114,29 +114,29 @@ def test_least_value_is_minus_what_it_bounds(case):
 
 def test_parts_and_what_has_no_noise_are_zero():
     part, sigma = np.array([True, False]), np.array([0.0, 0.5])
-    z, key = jnp.array([1.0, -2.0]), jax.random.key(0)
-    still = flow.Process(lambda z: -z, diffusion=sigma)
-    ahead = flow.ends(still, z, key, duration=0.1, substeps=2)
+    moving, still = (flow.Process(lambda z: -z, diffusion) for diffusion in (0.5, sigma))
 
     def field(z):
         return jnp.tanh(2 * z)
 
-    found = {
-        "implicit": flow.implicit_score_matching(field, z, part=part),
-        "denoising": flow.denoising(field, z, key, sigma=0.5, part=part),
-        "one step": flow.one_step_denoising(
-            field, flow.Process(lambda z: -z, 0.5), z, key, step=0.1, part=part
-        ),
-    }
-    for name, terms in found.items():
-        assert list(terms != 0) == [True, False], name
-    silent = {
-        "denoising": flow.denoising(field, z, key, sigma=sigma),
-        "one step": flow.one_step_denoising(field, still, z, key, step=0.1),
-        "velocity matching": flow.velocity_matching(field, z, ahead, diffusion=sigma, duration=0.1),
-    }
-    for name, terms in silent.items():
-        assert list(terms != 0) == [False, True], name
+    @quick_jit()
+    def compute(z, key):
+        ahead = flow.ends(still, z, key, duration=0.1, substeps=2)
+        of_part = [
+            flow.implicit_score_matching(field, z, part=part),
+            flow.denoising(field, z, key, sigma=0.5, part=part),
+            flow.one_step_denoising(field, moving, z, key, step=0.1, part=part),
+        ]
+        of_noisy = [
+            flow.denoising(field, z, key, sigma=sigma),
+            flow.one_step_denoising(field, still, z, key, step=0.1),
+            flow.velocity_matching(field, z, ahead, diffusion=sigma, duration=0.1),
+        ]
+        return jnp.stack(of_part), jnp.stack(of_noisy)
+
+    of_part, of_noisy = compute(jnp.array([1.0, -2.0]), jax.random.key(0))
+    np.testing.assert_array_equal(of_part != 0, [[True, False]] * 3)
+    np.testing.assert_array_equal(of_noisy != 0, [[False, True]] * 3)
 
 
 def test_noise_may_leave_components_alone():
@@ -171,9 +171,9 @@ def test_pairs_across_the_end_of_a_period_are_close():
         origin=-1.0,
         relaxation=RELAXATION,
     )
-    keys = jax.random.split(jax.random.key(0), 2**15)
-    g = draw(np.eye(1), 2**15)[:, 0]
-    samples = jnp.stack([jnp.linspace(-1, 1, 2**15, endpoint=False), g], 1)
+    keys = jax.random.split(jax.random.key(0), 2**13)
+    g = draw(np.eye(1), 2**13)[:, 0]
+    samples = jnp.stack([jnp.linspace(-1, 1, 2**13, endpoint=False), g], 1)
 
     @quick_jit()
     @jax.vmap
@@ -192,4 +192,4 @@ def test_pairs_across_the_end_of_a_period_are_close():
     assert np.any(np.abs(ahead[..., 0] - samples[:, None, 0]) > 1.5)
     assert np.all((ahead[..., 0] >= -1) & (ahead[..., 0] <= 1))
     value, error = flow.mean(-terms.sum(1))
-    assert abs(value - 0.2**2 / 0.1) < 3 * error < 0.02
+    assert abs(value - 0.2**2 / 0.1) < 3 * error < 0.03
