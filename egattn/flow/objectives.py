@@ -169,7 +169,7 @@ def supervised(field: Field, target: Field, z: Float[Array, "*shape"]) -> Float[
       target: What it should be, say the score b / D of an equilibrium.
       z: The sample.
     """
-    return (field(z) - jax.lax.stop_gradient(target(z))) ** 2
+    return (field(z) - target(z)) ** 2
 
 
 class Penalties(NamedTuple):

@@ -88,8 +88,8 @@ def normal(*shape, seed=0):
 
 @pytest.mark.parametrize(
     ("activation", "passes"),
-    [(jnp.tanh, True), (jax.nn.relu, True), (lambda x: jnp.where(x > 0, x + 0.5, 0), False)],
-    ids=["tanh", "relu", "step"],
+    [(jax.nn.relu, True), (lambda x: jnp.where(x > 0, x + 0.5, 0), False)],
+    ids=["relu", "step"],
 )
 def test_kinks_pass_and_steps_do_not(activation, passes):
     first, second = normal(64, 3, seed=1), normal(3, 64, seed=2)

@@ -18,7 +18,7 @@ SYSTEMS = {
 }
 
 
-@pytest.fixture(scope="module", params=SYSTEMS.values(), ids=SYSTEMS)
+@pytest.fixture(scope="module", params=SYSTEMS.values(), ids=list(SYSTEMS))
 def exact(request):
     return request.param
 

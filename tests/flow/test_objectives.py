@@ -76,7 +76,15 @@ OBJECTIVES = {
 }
 
 
-@pytest.fixture(scope="module", params=OBJECTIVES.values(), ids=OBJECTIVES)
+# The same code with other options, as far as they go.
+SLOW = ("implicit, probed", "implicit, noised")
+CASES = [
+    pytest.param(case, id=name, marks=pytest.mark.slow if name in SLOW else ())
+    for name, case in OBJECTIVES.items()
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def case(request):
     """Minimiser of the mean over samples, and the terms at the exact one."""
     objective, matrix, value = request.param

@@ -41,7 +41,7 @@ def orbits():
 
 def test_orbits_are_the_exact_ones(orbits):
     z, found = orbits
-    expected = [expm(GYRATOR.velocity * t) @ z[:, :2].T for t in TIMES]
+    expected = np.stack([expm(GYRATOR.velocity * t) @ z[:, :2].T for t in TIMES])
     np.testing.assert_allclose(found[..., :2], np.moveaxis(expected, -1, 0), atol=2e-4)
 
 

@@ -29,7 +29,7 @@ def exact_flow(exact):
     return process, flow.velocity(process, linear(exact.score)), points(exact.covariance)
 
 
-@pytest.fixture(scope="module", params=SYSTEMS.values(), ids=SYSTEMS)
+@pytest.fixture(scope="module", params=SYSTEMS.values(), ids=list(SYSTEMS))
 def case(request, double):
     """A system, and the production of its exact velocity."""
     return request.param, evaluate(*exact_flow(request.param))
