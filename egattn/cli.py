@@ -1,19 +1,15 @@
 """The `egattn` command: one subcommand per program; bad input is one line and exit status 2."""
 
 import argparse
-import contextlib
-import dataclasses
-import io
-import itertools
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from egattn._config import check_local
 from egattn._spelling import unknown
 from egattn.run.command import command_line, end_process
+from egattn.run.options import parse
 from egattn.run.signals import active
 
 
@@ -21,7 +17,7 @@ def prepare(args: Sequence[str]) -> None:
     """Turns text into tokenised, checksummed shards."""
     from egattn.data import PrepareConfig, prepare
 
-    prepare(_parse("prepare", PrepareConfig, args))
+    prepare(parse("egattn prepare", PrepareConfig, args))
 
 
 def train(args: Sequence[str]) -> None:
@@ -39,7 +35,7 @@ def evaluate(args: Sequence[str]) -> None:
     from egattn.train import EvaluateConfig
     from egattn.train.evaluate import describe, evaluate
 
-    config = _parse("evaluate", EvaluateConfig, args)
+    config = parse("egattn evaluate", EvaluateConfig, args)
     values = evaluate(config)
     print(to_json(values) if config.json else describe(values))
 
@@ -49,7 +45,7 @@ def replay(args: Sequence[str]) -> None:
     from egattn.run.lines import to_json
     from egattn.train.replay import ReplayConfig, describe, replay
 
-    config = _parse("replay", ReplayConfig, args)
+    config = parse("egattn replay", ReplayConfig, args)
     values = replay(config)
     print(to_json(values) if config.json else describe(values))
 
@@ -79,7 +75,7 @@ def generate(args: Sequence[str]) -> None:
     """Continues text with a trained decoder."""
     from egattn.generate.text import GenerateConfig, generate_text
 
-    generate_text(_parse("generate", GenerateConfig, args))
+    generate_text(parse("egattn generate", GenerateConfig, args))
 
 
 def cost(args: Sequence[str]) -> None:
@@ -121,7 +117,7 @@ def private(args: Sequence[str]) -> None:
 def _private_export(args: Sequence[str]) -> None:
     from egattn.private.export import ExportConfig, describe, export
 
-    config = _parse("private export", ExportConfig, args)
+    config = parse("egattn private export", ExportConfig, args)
     print(describe(config, export(config)))
 
 
@@ -132,7 +128,7 @@ def _private_parts(args: Sequence[str]) -> None:
 
     known, rest = _preset_parser("private parts").parse_known_args(args)
     default = PartsConfig.preset_defaults(known.preset, tyro.MISSING)
-    config = _parse("private parts", PartsConfig, rest, default)
+    config = parse("egattn private parts", PartsConfig, rest, default)
     print(f"{config.out}: {', '.join(write_parts(config))}")
 
 
@@ -144,7 +140,7 @@ def convert(args: Sequence[str]) -> None:
 
     # Nothing is computed: an accelerator of this machine stays free for others.
     jax.config.update("jax_platforms", "cpu")
-    print("\n".join(convert(_parse("convert", ConvertConfig, args))))
+    print("\n".join(convert(parse("egattn convert", ConvertConfig, args))))
 
 
 def inspect(args: Sequence[str]) -> None:
@@ -157,7 +153,7 @@ def inspect(args: Sequence[str]) -> None:
 
     # Nothing is computed: an accelerator of this machine stays free for others.
     jax.config.update("jax_platforms", "cpu")
-    config = _parse("inspect", InspectConfig, args)
+    config = parse("egattn inspect", InspectConfig, args)
     found = inspect(config)
     print(to_json(found)) if config.json else show(found)
 
@@ -166,7 +162,7 @@ def report(args: Sequence[str]) -> None:
     """Draws figures and an HTML page from runs."""
     from egattn.report import ReportConfig, summary_lines, write_report
 
-    config = _parse("report", ReportConfig, args)
+    config = parse("egattn report", ReportConfig, args)
     path = write_report(config)
     print("\n".join([*summary_lines(config.runs), f"report: {path}"]))
 
@@ -175,7 +171,7 @@ def doctor(args: Sequence[str]) -> None:
     """Says whether this machine is fit: packages, directory, devices, jax, attention."""
     from egattn.doctor import DoctorConfig, doctor
 
-    if not doctor(_parse("doctor", DoctorConfig, args)):
+    if not doctor(parse("egattn doctor", DoctorConfig, args)):
         end_process(1)
 
 
@@ -230,7 +226,7 @@ def _train_config(args: Sequence[str]):
         default = TrainConfig.preset_defaults(known.preset, tyro.MISSING)
     else:
         default = TrainConfig.for_data(tyro.MISSING, known.data, known.preset, known.init_from)
-    return _parse("train", TrainConfig, rest, default)
+    return parse("egattn train", TrainConfig, rest, default)
 
 
 def _compile_config(args: Sequence[str]):
@@ -238,7 +234,7 @@ def _compile_config(args: Sequence[str]):
     from egattn.compile import CompileConfig
 
     known, rest = _preset_parser("compile").parse_known_args(args)
-    return _parse("compile", CompileConfig, rest, CompileConfig.preset_defaults(known.preset))
+    return parse("egattn compile", CompileConfig, rest, CompileConfig.preset_defaults(known.preset))
 
 
 def _cost_config(args: Sequence[str]):
@@ -246,7 +242,7 @@ def _cost_config(args: Sequence[str]):
     from egattn.private import CostConfig
 
     known, rest = _preset_parser("cost").parse_known_args(args)
-    return _parse("cost", CostConfig, rest, CostConfig.preset_defaults(known.preset))
+    return parse("egattn cost", CostConfig, rest, CostConfig.preset_defaults(known.preset))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -261,42 +257,3 @@ def _preset_parser(command: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"egattn {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", default="sm_ln_g")
     return parser
-
-
-def _parse(command: str, kind: type, args: Sequence[str], default: Any = None) -> Any:
-    """Parses a dataclass; an option that does not exist is an error naming the nearest one."""
-    import tyro
-
-    kwargs = {} if default is None else {"default": default}
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            config, rest = tyro.cli(
-                kind, prog=f"egattn {command}", args=args, return_unknown_args=True, **kwargs
-            )
-    except SystemExit as stop:
-        if stop.code:
-            raise ValueError(_one_line(complaint.getvalue())) from None
-        raise
-    if rest:
-        raise ValueError(unknown("argument", rest[0], _options(kind)))
-    check_local(config)
-    return config
-
-
-def _one_line(box: str) -> str:
-    """The message of a wrapped error: what stands between its title and its first rule."""
-    rows = [row.strip("│ ") for row in box.splitlines()]
-    # The border has the title; where the output is not UTF-8 there is none, but a rule below it.
-    message = rows[1:] if box.startswith("╭") else rows[2:]
-    return " ".join(itertools.takewhile(lambda row: not set(row) <= set("─-╰╯"), message))
-
-
-def _options(kind: Any, prefix: str = "--") -> list[str]:
-    """Names of a config's options, nested ones included."""
-    names = []
-    for field in dataclasses.fields(kind):
-        name = prefix + field.name.replace("_", "-")
-        nested = isinstance(field.type, type) and dataclasses.is_dataclass(field.type)
-        names += _options(field.type, name + ".") if nested else [name]
-    return names

@@ -96,7 +96,7 @@ class Parsed(BaseException):
 @pytest.fixture
 def only_parse(monkeypatch):
     """Commands stop once their options are parsed, and look for no data or run before that."""
-    parse = cli._parse
+    parse = cli.parse
     # Or modules that are imported meanwhile would keep what is put in place below.
     for module in pkgutil.walk_packages(egattn.__path__, "egattn."):
         if ".attention." not in module.name:
@@ -107,7 +107,7 @@ def only_parse(monkeypatch):
         raise Parsed
 
     manifest = SimpleNamespace(vocab_size=50257, context_length=128)
-    monkeypatch.setattr(cli, "_parse", parse_and_stop)
+    monkeypatch.setattr(cli, "parse", parse_and_stop)
     monkeypatch.setattr("egattn.train.config.load_manifest", lambda *args, **kwargs: manifest)
     monkeypatch.setattr("egattn.train.config.inherited", lambda origin: {})
     monkeypatch.setenv("EGATTN_TRACEBACK", "1")

@@ -1,7 +1,6 @@
 """Sources of text: each yields documents as bytes, in an order that depends only on the source."""
 
 import hashlib
-import importlib
 import json
 import os
 import platform
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from egattn._config import local_path
+from egattn._extras import import_extra
 
 
 def open_source(
@@ -114,7 +114,7 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[bytes]:
 
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[bytes]:
-    parquet = _import("pyarrow.parquet", "parquet")
+    parquet = import_extra("pyarrow.parquet", "parquet", "this source")
     try:
         file = parquet.ParquetFile(path)
     except ValueError as error:
@@ -128,7 +128,7 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[bytes]:
 
 
 def _read_hugging_face(name: str, text_field: str) -> Iterator[bytes]:
-    datasets = _import("datasets", "hf")
+    datasets = import_extra("datasets", "hf", "this source")
     return (
         _text_of(record, text_field, f"hf:{name}")
         for record in datasets.load_dataset(name, split="train", streaming=True)
@@ -149,12 +149,3 @@ def _text_of(record: dict[str, Any], text_field: str, where: str) -> bytes:
         )
     # JSON can spell half a surrogate pair, which has no UTF-8 form: let it be counted as such.
     return text.encode("utf-8", "surrogatepass")
-
-
-def _import(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"this source needs {error.name}: install it with `pip install 'egattn[{extra}]'`"
-        ) from None

@@ -1,0 +1,1 @@
+"""Active matter: score, probability flow and entropy production of self-propelled particles."""

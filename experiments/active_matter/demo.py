@@ -1,0 +1,25 @@
+"""The demo: one particle in a trap, then two on a ring, trained and held against exact answers.
+
+    make active-matter        (or: python -m experiments.active_matter demo)
+
+Hardware: 2 CPU cores, less than 5 minutes. Expected: entropy production of the trap within 2 % of
+0.2667 per degree of freedom, of the ring within 3 % of 0.397, flow centre within 0.2 of
+(3.26, -0.19). The README's trainings take longer and come closer.
+"""
+
+from collections.abc import Callable
+
+RUNS = "runs/active_matter"
+COMMANDS = (
+    f"train trap {RUNS}/trap --steps 600",
+    f"evaluate {RUNS}/trap",
+    f"train ring {RUNS}/ring --steps 1500 --trajectories 8192",
+    f"evaluate {RUNS}/ring --samples 32768",
+)
+
+
+def demo(run: Callable[[list[str]], None]) -> None:
+    """Runs the commands one after the other and shows each, so that a reader can repeat it."""
+    for command in COMMANDS:
+        print(f"\n$ python -m experiments.active_matter {command}", flush=True)
+        run(command.split())

@@ -1,0 +1,127 @@
+"""The loss of a batch: one of the objectives, and the stationarity penalties."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from egattn.flow import (
+    Field,
+    denoising,
+    divergence_terms,
+    ends,
+    one_step_denoising,
+    penalties,
+    score_of,
+    velocity_matching,
+)
+from experiments.active_matter.config import TrainConfig
+from experiments.active_matter.systems import System
+
+Correction = Callable[[Array], Array]
+"""A network's values for one state; s = b / D + network, so v = -D network."""
+
+
+def velocity_of(system: System, correction: Correction) -> Field:
+    """v = -D network."""
+    diffusion = system.process.diffusion
+    return lambda z: -diffusion * correction(z)
+
+
+def make_loss(config: TrainConfig, system: System) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """Returns (correction, batch, key) -> (loss per component of z, its parts).
+
+    The loss of all score objectives is that of the score, E[|s|^2 + 2 div s] / (2 N d), with its
+    minimum -E|s|^2 / (2 N d); that of velocity matching is minus the bound of the entropy
+    production per degree of freedom.
+    """
+    others = {"denoising": _denoising, "one-step": _one_step, "velocity": _velocity}
+    terms = others.get(config.objective)
+
+    def loss(correction: Correction, z: Float[Array, "batch ..."], key: Array):
+        def one(z, key):
+            change = Change(0.0, 0.0, 0.0)
+            if terms is None or config.penalty.any:
+                change = _change(config, system, correction, z, key)
+            if terms is None:
+                return change.score_matching, change
+            return terms(config, system, correction, z, key), change
+
+        found, change = jax.vmap(one)(z, jax.random.split(key, len(z)))
+        value = found.mean()
+        parts = {"objective": value}
+        if config.penalty.any:
+            parts |= _penalties(config, change, z[0].size)
+        return sum(parts.values()), parts
+
+    return loss
+
+
+class Change(NamedTuple):
+    """What one differentiation of the network gives, of one state."""
+
+    score_matching: ArrayLike
+    """(|s|^2 + 2 div s) / (2 N d)."""
+    divergence: ArrayLike
+    """div v."""
+    advection: ArrayLike
+    """v.s."""
+
+
+def _change(
+    config: TrainConfig, system: System, correction: Correction, z: Array, key: Array
+) -> Change:
+    """`egattn.flow.implicit_score_matching` of the score, whose known part needs no estimate.
+
+    The divergence of b / D is large and in closed form; only the network's is differentiated.
+    """
+    method = "hutchinson" if config.objective == "hutchinson" else "forward"
+    value, terms = divergence_terms(correction, z, method=method, key=key)
+    process = system.process
+    known = jnp.sum(system.drift_divergence(z) / process.diffusion[..., 0])
+    score = process.drift(z) / process.diffusion + value
+    return Change(
+        (jnp.sum(score**2 + 2 * terms) + 2 * known) / z.size,
+        -jnp.sum(process.diffusion * terms),
+        -jnp.sum(process.diffusion * value * score),
+    )
+
+
+def _denoising(
+    config: TrainConfig, system: System, correction: Correction, z: Array, key: Array
+) -> Array:
+    score = score_of(system.process, velocity_of(system, correction))
+    return denoising(score, z, key, sigma=config.sigma).mean()
+
+
+def _one_step(
+    config: TrainConfig, system: System, correction: Correction, z: Array, key: Array
+) -> Array:
+    score = score_of(system.process, velocity_of(system, correction))
+    return one_step_denoising(score, system.process, z, key, step=system.dt).mean()
+
+
+def _velocity(
+    config: TrainConfig, system: System, correction: Correction, z: Array, key: Array
+) -> Array:
+    process = system.process
+    ahead = ends(process, z, key, duration=config.duration, substeps=config.substeps)
+    terms = velocity_matching(
+        velocity_of(system, correction),
+        z,
+        ahead,
+        diffusion=process.diffusion,
+        duration=config.duration,
+        period=process.period,
+    )
+    return terms.sum() / system.size
+
+
+def _penalties(config: TrainConfig, change: Change, size: int) -> dict[str, Array]:
+    """Per component of z, weighted."""
+    found = penalties(jnp.asarray(change.divergence), jnp.asarray(change.advection))
+    weights = dataclasses.asdict(config.penalty)
+    return {name: w * getattr(found, name) / size for name, w in weights.items() if w}
