@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from egattn.cem.families import Uniform
 
-_STEPS = 10
+_STEPS, _STARTS = 10, 16
 # Components below this share would have means of 0 / 0.
 _LEAST = 1e-3
 
@@ -61,6 +61,7 @@ class GaussianMixture(NamedTuple):
             )
         centre = jnp.broadcast_to((low + high) / 2, (components, low.shape[0]))
         spread = jnp.broadcast_to(high - low, centre.shape)
+        defensive = jnp.asarray(defensive, low.dtype)
         return cls(low, high, defensive, jnp.zeros(components, low.dtype), centre, spread)
 
     def sample(self, key: Array, count: int) -> Float[Array, "samples dims"]:
@@ -88,14 +89,16 @@ class GaussianMixture(NamedTuple):
         log_weights: Float[Array, " samples"],
         smoothing: float,
     ) -> Self:
-        """See `Family`: ten weighted EM steps, from k-means++ seeds at the first fit."""
+        """See `Family`: ten weighted EM steps from the best of several starts.
+
+        The starts are the member itself and 16 sets of k-means++ seeds. Each is fitted to half of
+        the samples; the likelihood of the other half chooses, which a component on a single sample
+        does not deceive. A region that two others shared out is so found again.
+        """
         some = logsumexp(log_weights) > -jnp.inf
         usable = jnp.where(some, log_weights, 0)
         fresh = self.weight.sum() == 0
-        start = jax.tree.map(
-            lambda new, old: jnp.where(fresh, new, old), self._seeded(key, x, usable), self
-        )
-        fit = jax.lax.fori_loop(0, _STEPS, lambda _, member: member._improved(x, usable), start)
+        fit = self._best_start(key, x, usable)._refined(x, usable)
         share = jnp.where(fresh, 1.0, smoothing)
         moved = self._replace(
             weight=self.weight + share * (fit.weight - self.weight),
@@ -111,6 +114,32 @@ class GaussianMixture(NamedTuple):
         """Log of weight times density of each component."""
         log_p = norm.logpdf(x[:, None], self.mean, self.scale).sum(-1)
         return jnp.log(self.weight) + log_p
+
+    def _best_start(self, key: Array, x: Array, log_weights: Array) -> Self:
+        split, seed = jax.random.split(key)
+        half = jax.random.bernoulli(split, shape=log_weights.shape)
+        fitting, choosing = (jnp.where(part, log_weights, -jnp.inf) for part in (half, ~half))
+        seeded = jax.vmap(lambda key: self._seeded(key, x, fitting))
+        starts = jax.tree.map(
+            lambda new, old: jnp.concatenate([new, old[None]]),
+            seeded(jax.random.split(seed, _STARTS)),
+            self,
+        )
+
+        def attempt(start: Self) -> tuple[Self, Array]:
+            member = start._refined(x, fitting)
+            return member, jax.nn.softmax(choosing) @ logsumexp(member._joint(x), axis=-1)
+
+        members, fits = jax.lax.map(attempt, starts)
+        # Before the first fit the member itself has no density anywhere.
+        best = jnp.argmax(jnp.where(jnp.isnan(fits), -jnp.inf, fits))
+        return jax.tree.map(lambda leaf: leaf[best], members)
+
+    def _refined(self, x: Array, log_weights: Array) -> Self:
+        """EM steps."""
+        return jax.lax.fori_loop(
+            0, _STEPS, lambda _, member: member._improved(x, log_weights), self
+        )
 
     def _seeded(self, key: Array, x: Array, log_weights: Array) -> Self:
         """Means at samples far from each other (k-means++), all equally wide."""

@@ -94,9 +94,7 @@ def count(function: DirichletSeries, box: Box) -> int:
     return int(number)
 
 
-def prove(
-    function: DirichletSeries, sigma: float, t: float, radius: float | None = None
-) -> Proof:
+def prove(function: DirichletSeries, sigma: float, t: float, radius: float | None = None) -> Proof:
     """Proves that one zero lies in a square about a point, and no other one does.
 
     Interval Newton: if m - f(m) / f'(B) lies inside B, B holds exactly one zero. A zero that lies

@@ -37,7 +37,7 @@ class Box:
         if box.sigma_low <= 1 <= box.sigma_high and box.t_low <= 0 <= box.t_high:
             raise ValueError(f"expected a box without the pole at 1, got {box}")
         low, high = ("[0", "1]") if closed else ("(0", "1)")
-        inside = 0 <= box.sigma_low and box.sigma_high <= 1
+        inside = box.sigma_low >= 0 and box.sigma_high <= 1
         if not inside or (not closed and (box.sigma_low == 0 or box.sigma_high == 1)):
             raise ValueError(f"expected sigma within {low}, {high}, got {box}")
         return box

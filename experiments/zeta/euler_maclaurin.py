@@ -18,9 +18,7 @@ from experiments.zeta.functions import DirichletSeries
 
 _ORDER = 15
 # B_2j / (2j)!
-_FACTORS = np.array(
-    [bernoulli(2 * j)[2 * j] / math.factorial(2 * j) for j in range(1, _ORDER + 1)]
-)
+_FACTORS = np.array([bernoulli(2 * j)[2 * j] / math.factorial(2 * j) for j in range(1, _ORDER + 1)])
 
 
 class Anchor(NamedTuple):

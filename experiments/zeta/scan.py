@@ -53,6 +53,4 @@ def _real_function(function: DirichletSeries, box: Box) -> Callable[[np.ndarray]
         TRUST.check(Box(0.5, 0.5, box.t_low, box.t_high))
         return hardy_z
     middle = (box.t_low + box.t_high) / 2
-    return lambda t: (
-        np.exp(1j * function.theta(t)) * at(evaluator, 0.5 + 1j * t, middle)
-    ).real
+    return lambda t: (np.exp(1j * function.theta(t)) * at(evaluator, 0.5 + 1j * t, middle)).real

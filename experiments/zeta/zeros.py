@@ -1,7 +1,7 @@
 """Finds the zeros in a box, proves their number and each of them, and does it in three other ways.
 
-    python -m experiments.zeta zeros --box 0.05 0.95 10 102
-    python -m experiments.zeta control --box 0.05 0.95 80 90
+python -m experiments.zeta zeros --box 0.05 0.95 10 102
+python -m experiments.zeta control --box 0.05 0.95 80 90
 """
 
 import dataclasses
