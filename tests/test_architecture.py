@@ -18,7 +18,7 @@ TOPS = ("egattn", "experiments", "benchmarks", "tests")
 # "egattn" for what `import egattn` gives.
 ROWS = (
     ("egattn._",),
-    ("egattn.attention", "egattn.run"),
+    ("egattn.attention", "egattn.run", "egattn.cem"),
     ("egattn.entropy",),
     ("egattn.sharding", "egattn.optimizer"),
     ("egattn.data", "egattn.model", "egattn.flow"),

@@ -1,6 +1,6 @@
 """Families of distributions that the cross-entropy method fits to the best of their samples."""
 
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Bool, Float
 
 
+@runtime_checkable
 class Family(Protocol):
     """A member of a family: a tree of arrays, so that it can be carried through jit and scan."""
 

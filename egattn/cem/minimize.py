@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from egattn.cem.sharding import check_samples, split_samples
 F = TypeVar("F", bound=Family)
 
 
-class Minimum(NamedTuple, Generic[F]):
+class Minimum(NamedTuple):
     """What a search ended with."""
 
     x: Float[Array, " dims"]
@@ -28,7 +28,7 @@ class Minimum(NamedTuple, Generic[F]):
     """The function there."""
     levels: Float[Array, " rounds"]
     """The worst value of each round's elite."""
-    family: F
+    family: Any
     """The member fitted last."""
     samples: Float[Array, "rounds samples dims"] | None
     """All samples, if asked for."""
@@ -50,7 +50,7 @@ def minimize(
     smoothing: float = 0.8,
     mesh: Mesh | None = None,
     keep_samples: bool = False,
-) -> Minimum[F]:
+) -> Minimum:
     """Searches a minimum of a function that is computed for many points at once.
 
     Compiled once per `f` and sizes; `jax.vmap` over start, key and args searches many at once. It

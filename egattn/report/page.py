@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from egattn.report.html import document, escape, figure, generator_tag, paragraph, section, table
+from egattn.report.html import document, escape, figure, paragraph, section, table
 from egattn.report.runs import RunLog
 from egattn.report.style import Plot
 from egattn.report.summary import ABSENT, Row, differing, notes, number, scores
 
-# By this a directory is recognised as a report that may be replaced.
-GENERATOR = generator_tag("egattn report")
+GENERATOR = "egattn report"
 
 
 def render(
@@ -39,7 +38,7 @@ def render(
         title="Attention entropy report",
         lead=f"{len(logs)} run{'s' * (len(logs) > 1)}: " + ", ".join(r.name for r in rows),
         body="\n".join([*sections, _origin(logs, command)]),
-        generator="egattn report",
+        generator=GENERATOR,
     )
 
 

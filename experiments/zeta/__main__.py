@@ -16,7 +16,7 @@ import jax
 import tyro
 
 from egattn.run import command_line
-from experiments.zeta import demo, frequency, precision, rare, report, zeros
+from experiments.zeta import frequency, precision, rare, report, zeros
 from experiments.zeta.box import Box
 from experiments.zeta.functions import DAVENPORT_HEILBRONN, ZETA
 from experiments.zeta.statement import LIMITS
@@ -118,10 +118,9 @@ def main(args: Sequence[str] | None = None) -> int:
                 print(line, file=sys.stderr if config.json else sys.stdout, flush=True)
             result, describe = _run(config)
         if config.json:
-            values = result if isinstance(result, dict) else dataclasses.asdict(result)
-            print(json.dumps({**values, "limits": list(LIMITS)}))
+            print(json.dumps({**dataclasses.asdict(result), "limits": LIMITS}))
         else:
-            print(describe(result))
+            print(describe(result), flush=True)
     return 0
 
 
@@ -141,9 +140,9 @@ def _run(config: Any) -> tuple[Any, Callable[[Any], str]]:
         return result, frequency.describe
     if isinstance(config, Precision):
         return precision.run(config.seed), precision.describe
-    if isinstance(config, Report):
-        return report.run(config.out, config.seed), report.describe
-    return demo.run(config.out, config.seed, quiet=config.json), demo.describe
+    if isinstance(config, Demo) and not config.json:
+        return report.run(config.out, config.seed, print), report.describe
+    return report.run(config.out, config.seed), report.describe
 
 
 if __name__ == "__main__":

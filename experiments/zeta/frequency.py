@@ -210,7 +210,7 @@ def describe(result: Result) -> str:
     ]
     lines.append(f"slope of the error {result.slope:.3f}; the law of large numbers says -0.5")
     lines.append(
-        f"hits within eps / 2 of the line: {result.near_line:.4f}, of discs about zeros on the line "
+        f"hits within eps / 2 of the line: {result.near_line:.4f}, of discs about the zeros "
         f"{result.near_line_exact:.4f}"
     )
     return "\n".join(lines)

@@ -73,7 +73,7 @@ def run(seed: int = 0) -> Result:
         bits=list(BITS),
         rms_error=errors,
         slope=float(slope),
-        grid=[_on_grid(kind, zeros) for kind in FORMATS],
+        grid=[on_grid(kind, zeros) for kind in FORMATS],
         fixed_bits=list(FIXED_BITS),
         fixed_rms=[fixed_rms(bits, zeros) for bits in FIXED_BITS],
         resolvable={kind.name: resolvable(kind) for kind in FORMATS},
@@ -123,7 +123,7 @@ def rounded_zeta(sigma: np.ndarray, t: np.ndarray, bits: int) -> np.ndarray:
     return r(real / norm) + 1j * r(imag / norm)
 
 
-def _on_grid(kind: Format, zeros: np.ndarray) -> dict[str, float | str]:
+def on_grid(kind: Format, zeros: np.ndarray) -> dict[str, float | str]:
     """What is left of zeta at the format's number nearest to a zero."""
     nearest = rounded(zeros, kind.significand - 1)
     sizes = np.abs(at(EulerMaclaurin(ZETA, float(zeros.max()) + 1), 0.5 + 1j * nearest))

@@ -209,7 +209,7 @@ def hits(box: Box, event: cem.RareEvent[Any], eps: float, seed: int) -> np.ndarr
 
 
 def _nominal(box: Box) -> cem.Uniform:
-    low, high = np.array(dataclasses.astuple(box)).reshape(2, 2).T
+    low, high = np.array(dataclasses.astuple(box), float).reshape(2, 2).T
     return cem.Uniform(jnp.asarray(low), jnp.asarray(high))
 
 

@@ -234,7 +234,7 @@ def cross_entropy(
     elites: int = 20,
     floor: float = 1e-15,
     keep_samples: bool = False,
-) -> cem.Minimum[cem.TruncatedNormal]:
+) -> cem.Minimum:
     """One cross-entropy search per window without a polish, in the dtype of the evaluator.
 
     Args:
@@ -268,7 +268,7 @@ def _minima(
     key: Array,
     floor: float,
     **sizes: int,
-) -> cem.Minimum[cem.TruncatedNormal]:
+) -> cem.Minimum:
     f = functools.partial(deflated_modulus, evaluator)
 
     def one(table: NamedTuple, known: Array, low: Array, high: Array, key: Array):

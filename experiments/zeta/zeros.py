@@ -24,6 +24,8 @@ from experiments.zeta.search import find, windows
 from experiments.zeta.taylor import Taylor
 
 PROVED, FLOAT = "proved in this box", "float certificate"
+PROVING = balls.AVAILABLE
+"""Whether results are proved, and heights beyond 1000 reached."""
 # A polish may leave its window, by a step or so.
 _MARGIN = 1.2
 # What counts as on the line where nothing is proved.
