@@ -99,7 +99,7 @@ def rare_event(
         raise ValueError(f"expected a finite level, got {level}")
     check_samples(samples, mesh)
     sizes: dict[str, Any] = {"samples": samples, "mesh": mesh}
-    proposal, levels = start, []
+    proposal, levels, reached = start, [], False
     for number in range(max_levels):
         threshold, proposal = _next(
             *(f, nominal, proposal, level, jax.random.fold_in(key, number), args),
@@ -108,7 +108,8 @@ def rare_event(
             smoothing=smoothing,
         )
         levels.append(float(threshold))
-        if levels[-1] <= level:
+        # As the function's dtype has the level.
+        if reached := bool(threshold <= level):
             break
     batches = math.ceil(draws / samples)
     # Number max_levels was used for no threshold.
@@ -122,7 +123,7 @@ def rare_event(
         probability=float(probability),
         standard_error=math.sqrt(variance / total),
         levels=tuple(levels),
-        reached=levels[-1] <= level,
+        reached=reached,
         hits=int(hits.sum()),
         draws=total,
         evaluations=len(levels) * samples + total,
@@ -135,7 +136,7 @@ def _next(
     f: Callable,
     nominal: Family | Uniform,
     proposal: F,
-    level: float,
+    level: Float[Array, ""] | float,
     key: Array,
     args: tuple[Any, ...],
     *,
@@ -158,7 +159,7 @@ def _estimate(
     f: Callable,
     nominal: Family | Uniform,
     proposal: Family,
-    level: float,
+    level: Float[Array, ""] | float,
     keys: Array,
     args: tuple[Any, ...],
     *,

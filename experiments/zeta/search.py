@@ -143,7 +143,7 @@ def _bisect(
         for half in box.halves()
     ]
     found.zeros = np.concatenate([part.zeros for part in parts])
-    found.zeros = found.zeros[np.argsort(found.zeros[:, 1])]
+    found.zeros = _in_order(found.zeros)
     found.evaluations += sum(part.evaluations for part in parts)
     found.bisections += 1 + sum(part.bisections for part in parts)
 
@@ -154,7 +154,12 @@ def _add(found: Found, zeros: np.ndarray, box: Box) -> None:
         new = not len(found.zeros) or np.hypot(*(found.zeros - zero).T).min() > _SAME
         if new and box.contains(*zero):
             found.zeros = np.concatenate([found.zeros, zero[None]])
-    found.zeros = found.zeros[np.argsort(found.zeros[:, 1])]
+    found.zeros = _in_order(found.zeros)
+
+
+def _in_order(zeros: np.ndarray) -> np.ndarray:
+    """By rising t, and from left to right where only rounding tells heights apart."""
+    return zeros[np.lexsort((zeros[:, 0], zeros[:, 1].round(9)))]
 
 
 def _known(zeros: np.ndarray, number: int, anchor: np.ndarray) -> Float[Array, "windows zeros 2"]:
