@@ -97,13 +97,9 @@ def control(result: zeros.Result) -> Plot:
         points = [z for z, o in zip(result.zeros, result.off_line, strict=True) if o == off]
         label = "proved off the line" if off else "on the line"
         s, t = np.array(points).reshape(-1, 2).T
-        ax.plot(
-            t, s, style, ms=7, mfc="none", mew=1.6, color="#D55E00" if off else "w", label=label
-        )
-    legend = _legend_above(ax, 2)
-    for handle in legend.legend_handles:
-        if handle is not None and matplotlib.colors.same_color(handle.get_color(), "w"):
-            handle.set_color("#555555")
+        colour = "#D55E00" if off else "#56B4E9"
+        ax.plot(t, s, style, ms=7, mfc="none", mew=1.8, color=colour, label=label)
+    _legend_above(ax, 2)
     return Plot(
         "control",
         "The control: zeros off the line are found",
