@@ -31,8 +31,9 @@ ROWS = (
     ("egattn.cli",),
     (
         *("experiments", "experiments.demo", "experiments.paper", "experiments.private_inference"),
-        *("experiments.active_matter", "experiments.zeta", "benchmarks"),
+        *("experiments.active_matter", "experiments.zeta"),
     ),
+    ("benchmarks",),
     ("tests",),
 )
 ROW = {unit: number for number, units in enumerate(ROWS) for unit in units}

@@ -74,12 +74,7 @@ def minimize(
     Reference:
       De Boer, Kroese, Mannor, Rubinstein, Annals of Operations Research 134 (2005), section 4.
     """
-    if rounds < 1 or not 1 <= elites <= samples or not 0 < smoothing <= 1:
-        raise ValueError(
-            "expected rounds >= 1, 1 <= elites <= samples and smoothing within (0, 1], got "
-            f"{rounds}, {elites} of {samples} and {smoothing}"
-        )
-    check_samples(samples, mesh)
+    _check(rounds, samples, elites, smoothing, mesh)
 
     def one_round(state: tuple[F, Array, Array], key: Array):
         family, x, value = state
@@ -101,3 +96,12 @@ def minimize(
     state = start, nowhere, jnp.array(jnp.inf, shape.dtype)
     (family, x, value), (elite, values, points) = jax.lax.scan(one_round, state, keys)
     return Minimum(x, value, elite[-1], values[-1], values[:, -1], family, points)
+
+
+def _check(rounds: int, samples: int, elites: int, smoothing: float, mesh: Mesh | None) -> None:
+    if rounds < 1 or not 1 <= elites <= samples or not 0 < smoothing <= 1:
+        raise ValueError(
+            "expected rounds >= 1, 1 <= elites <= samples and smoothing within (0, 1], got "
+            f"{rounds}, {elites} of {samples} and {smoothing}"
+        )
+    check_samples(samples, mesh)

@@ -90,6 +90,48 @@ def rare_event(
     Reference:
       De Boer, Kroese, Mannor, Rubinstein, Annals of Operations Research 134 (2005), algorithm 2.1.
     """
+    _check(samples, draws, max_levels, quantile, smoothing, level, mesh)
+    sizes: dict[str, Any] = {"samples": samples, "mesh": mesh}
+    proposal, levels, reached = start, [], False
+    while len(levels) < max_levels and not reached:
+        threshold, proposal = _next(
+            *(f, nominal, proposal, level, jax.random.fold_in(key, len(levels)), args),
+            **sizes,
+            quantile=quantile,
+            smoothing=smoothing,
+        )
+        levels.append(float(threshold))
+        # As the function's dtype has the level.
+        reached = bool(threshold <= level)
+    batches = math.ceil(draws / samples)
+    # Number max_levels was used for no threshold.
+    keys = jax.random.split(jax.random.fold_in(key, max_levels), batches)
+    sums = _estimate(f, nominal, proposal, level, keys, args, **sizes)
+    total = batches * samples
+    probability, standard_error, hits = _mean(sums, total)
+    evaluations = len(levels) * samples + total
+    return RareEvent(
+        *(probability, standard_error, tuple(levels), reached, hits, total, evaluations, proposal)
+    )
+
+
+def _mean(sums: tuple[Array, ...], draws: int) -> tuple[float, float, int]:
+    """Mean, its standard error and the hits, from what batches give."""
+    first, second, hits = (np.asarray(x, np.float64) for x in sums)
+    mean = np.exp(first).sum() / draws
+    variance = max(np.exp(second).sum() / draws - mean**2, 0.0)
+    return float(mean), math.sqrt(variance / draws), int(hits.sum())
+
+
+def _check(
+    samples: int,
+    draws: int,
+    max_levels: int,
+    quantile: float,
+    smoothing: float,
+    level: float,
+    mesh: Mesh | None,
+) -> None:
     if min(samples, draws, max_levels) < 1 or not 0 < quantile < 1 or not 0 < smoothing <= 1:
         raise ValueError(
             "expected positive samples, draws and max_levels, quantile within (0, 1) and smoothing "
@@ -98,37 +140,6 @@ def rare_event(
     if not math.isfinite(level):
         raise ValueError(f"expected a finite level, got {level}")
     check_samples(samples, mesh)
-    sizes: dict[str, Any] = {"samples": samples, "mesh": mesh}
-    proposal, levels, reached = start, [], False
-    for number in range(max_levels):
-        threshold, proposal = _next(
-            *(f, nominal, proposal, level, jax.random.fold_in(key, number), args),
-            **sizes,
-            quantile=quantile,
-            smoothing=smoothing,
-        )
-        levels.append(float(threshold))
-        # As the function's dtype has the level.
-        if reached := bool(threshold <= level):
-            break
-    batches = math.ceil(draws / samples)
-    # Number max_levels was used for no threshold.
-    keys = jax.random.split(jax.random.fold_in(key, max_levels), batches)
-    sums = _estimate(f, nominal, proposal, level, keys, args, **sizes)
-    first, second, hits = (np.asarray(x, np.float64) for x in sums)
-    total = batches * samples
-    probability = np.exp(first).sum() / total
-    variance = max(np.exp(second).sum() / total - probability**2, 0.0)
-    return RareEvent(
-        probability=float(probability),
-        standard_error=math.sqrt(variance / total),
-        levels=tuple(levels),
-        reached=reached,
-        hits=int(hits.sum()),
-        draws=total,
-        evaluations=len(levels) * samples + total,
-        proposal=proposal,
-    )
 
 
 @functools.partial(jax.jit, static_argnames=("f", "samples", "mesh", "quantile", "smoothing"))
