@@ -10,7 +10,7 @@ from experiments.zeta.box import Box
 from experiments.zeta.euler_maclaurin import EulerMaclaurin
 from experiments.zeta.evaluator import at
 from experiments.zeta.functions import ZETA, DirichletSeries
-from experiments.zeta.riemann_siegel import TRUST, hardy_z
+from experiments.zeta.riemann_siegel import hardy_z
 
 _STEP = 0.2
 
@@ -48,9 +48,23 @@ def sign_scan(function: DirichletSeries, box: Box, step: float = _STEP) -> Scan:
 
 
 def _real_function(function: DirichletSeries, box: Box) -> Callable[[np.ndarray], np.ndarray]:
-    evaluator = EulerMaclaurin(function, box.t_high)
-    if function == ZETA and box.t_high > evaluator.trust.t_high:
-        TRUST.check(Box(0.5, 0.5, box.t_low, box.t_high))
-        return hardy_z
-    middle = (box.t_low + box.t_high) / 2
-    return lambda t: (np.exp(1j * function.theta(t)) * at(evaluator, 0.5 + 1j * t, middle)).real
+    """Z(t) by Euler-Maclaurin summation; of zeta above its trust by the Riemann-Siegel formula."""
+    limit = EulerMaclaurin.trust.t_high
+    evaluator = EulerMaclaurin(function, min(box.t_high, limit))
+    middle = (box.t_low + evaluator.t_high) / 2
+
+    def direct(t: np.ndarray) -> np.ndarray:
+        return (np.exp(1j * function.theta(t)) * at(evaluator, 0.5 + 1j * t, middle)).real
+
+    if function != ZETA or box.t_high <= limit:
+        return direct
+
+    def either(t: np.ndarray) -> np.ndarray:
+        low, values = t <= limit, np.empty_like(t)
+        if low.any():
+            values[low] = direct(t[low])
+        if not low.all():
+            values[~low] = hardy_z(t[~low])
+        return values
+
+    return either

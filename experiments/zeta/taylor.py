@@ -34,7 +34,7 @@ class Taylor:
     function: DirichletSeries
     radius: float
     dtype: str = "float64"
-    trust = Trust("a Taylor polynomial", 0, 1, 1, 1e7)
+    trust = Trust("a Taylor polynomial", 0, 1, 1, 1e6)
 
     def tables(self, anchors: Float[np.ndarray, " windows"]) -> TaylorTable:
         """See `Evaluator`.

@@ -132,6 +132,8 @@ def choose(function: DirichletSeries, box: Box, method: Method) -> Evaluator:
     if method == "eta" and function != ZETA:
         raise ValueError(f"expected zeta for the eta series, got {function.name}")
     if method == "taylor":
+        # Before it is cut into windows, which may be very many.
+        Taylor.trust.check(box)
         parts = windows(function, box)
         reach = max(math.hypot(*corner) for corner in (*parts.low, *parts.high))
         evaluator = Taylor(function, _MARGIN * reach)
