@@ -43,7 +43,7 @@ def landscape(seed: int) -> Plot:
         t = (samples[:, number, :, 1] + parts.anchor[:, None]).ravel()
         ax.plot(t, sigma, ".", ms=2.5, color=colour, label=f"round {number + 1}")
         rows += [(number + 1, *point) for point in zip(sigma, t, strict=True)]
-    _legend_above(ax, ROUNDS)
+    _legend_above(ax, ROUNDS, markerscale=3)
     return Plot(
         "landscape",
         "Where the search looks",
@@ -226,5 +226,5 @@ def _surface(ax: Axes, function: DirichletSeries, box: Box) -> None:
     figure.colorbar(image, ax=ax, label="modulus", pad=0.01)
 
 
-def _legend_above(ax: Axes, columns: int):
-    return ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, markerscale=2)
+def _legend_above(ax: Axes, columns: int, markerscale: float = 1) -> None:
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, markerscale=markerscale)
