@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-_FRAMES_PER_SECOND, _DPI = 15, 110
+_DPI = 110
 
 
 class Animation(NamedTuple):
@@ -19,6 +19,8 @@ class Animation(NamedTuple):
     """Changes the figure to the frame with this index."""
     frames: int
     """How many there are; after the last one it starts again."""
+    rate: float = 15
+    """Frames per second."""
 
     def write(self, figure: Figure, path: Path) -> None:
         """Writes a GIF.
@@ -31,7 +33,7 @@ class Animation(NamedTuple):
         images = [self._image(canvas, index) for index in range(self.frames)]
         palette = images[self.frames // 2].quantize(255)
         frames = [x.quantize(palette=palette, dither=Image.Dither.NONE) for x in images]
-        time = round(1000 / _FRAMES_PER_SECOND)
+        time = round(1000 / self.rate)
         frames[0].save(path, save_all=True, append_images=frames[1:], duration=time, loop=0)
 
     def _image(self, canvas: FigureCanvasAgg, index: int) -> Image.Image:
