@@ -119,6 +119,7 @@ def test_jumps_along_other_components_do_no_harm():
         flow.check_continuous(field, z, key, radius=0.1)
 
 
+@pytest.mark.slow
 def test_constants_pass_and_nan_does_not():
     z, key = normal(20, 2), jax.random.key(0)
     missing = flow.check_continuous(lambda z: 3 + 0 * z, z, key, radius=0.1)

@@ -76,8 +76,8 @@ OBJECTIVES = {
 }
 
 
-# The same code with other options, as far as they go.
-SLOW = ("implicit, probed", "implicit, noised")
+# Divergences are probed elsewhere too, and a known target is no surprise.
+SLOW = ("implicit, probed", "implicit, noised", "supervised")
 CASES = [
     pytest.param(case, id=name, marks=pytest.mark.slow if name in SLOW else ())
     for name, case in OBJECTIVES.items()
@@ -147,6 +147,7 @@ def test_parts_and_what_has_no_noise_are_zero():
     np.testing.assert_array_equal(of_noisy != 0, [[False, True]] * 3)
 
 
+@pytest.mark.slow
 def test_noise_may_leave_components_alone():
     """With noise in g alone the minimiser is the score of the covariance that grew there."""
     grown = COVARIANCE + np.diag([0, SIGMA**2])
@@ -170,6 +171,7 @@ def test_noise_needs_a_key():
         flow.implicit_score_matching(lambda z: -z, jnp.ones(2), noise=0.1)
 
 
+@pytest.mark.slow
 def test_pairs_across_the_end_of_a_period_are_close():
     """Free particles on a circle: v = (v0 g, 0), of which v0^2 / eps is produced."""
     process = flow.Process(
