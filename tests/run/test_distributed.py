@@ -139,10 +139,11 @@ def test_an_error_that_a_lost_process_causes_says_so(monkeypatch, capsys):
     monkeypatch.setattr(time, "sleep", lambda seconds: print(f"slept {seconds} s"))
     config = DistributedConfig(heartbeat_timeout=7)
     reason = "UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:587: Connection reset by peer"
-    lost = pytest.raises(ConnectionError, match=re.escape(f"lost another process: {reason}"))
-    with lost, together(config):
-        raise jax.errors.JaxRuntimeError(f"{reason}\nstack")
-    assert "its name follows within 7 s\nslept 17 s\n" in capsys.readouterr().out
+    for kind in (jax.errors.JaxRuntimeError, ValueError):
+        lost = pytest.raises(ConnectionError, match=re.escape(f"lost another process: {reason}"))
+        with lost, together(config):
+            raise kind(f"{reason}\nstack")
+        assert "its name follows within 7 s\nslept 17 s\n" in capsys.readouterr().out
     # What is this process's own fault stays what it is.
     for mine in (ValueError("mine"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: mine")):
         with pytest.raises(type(mine), match="mine"), together(config):
