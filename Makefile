@@ -11,15 +11,15 @@ PRIVATE := $(VENV)-private
 PRIVATE_PYTHON := $(shell for p in $(PYTHON) python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-all check docs benchmark paper active-matter private private-env clean
+.PHONY: demo test test-all check docs benchmark paper active-matter zeta private private-env clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.demo
 
-# Without the slow tests, and with them.
+# Without the slow tests, and with them. Neighbours stay in one process: they share what they make.
 test: MARKED := -m "not slow"
 test test-all: $(DEV)/.installed $(if $(PRIVATE_PYTHON),$(PRIVATE)/.installed)
-	EGATTN_PRIVATE_PYTHON=$(abspath $(PRIVATE))/bin/python $(DEV)/bin/python -m pytest -n auto $(MARKED)
+	EGATTN_PRIVATE_PYTHON=$(abspath $(PRIVATE))/bin/python $(DEV)/bin/python -m pytest -n auto --dist worksteal $(MARKED)
 
 check: $(DEV)/.installed
 	$(DEV)/bin/ruff check .
@@ -42,6 +42,11 @@ paper: $(VENV)/.installed
 active-matter: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet --editable '.[flow]'
 	$(VENV)/bin/python -m experiments.active_matter demo
+
+# Zeros of zeta searched and proved, a control, rare events: two minutes, a page in report/zeta.
+zeta: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --editable '.[zeta]'
+	$(VENV)/bin/python -m experiments.zeta demo
 
 # A token of the demo's decoder, computed by two processes: one has the prompt, the other the weights.
 private: exports/demo/program.json $(PRIVATE)/.installed

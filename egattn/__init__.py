@@ -6,6 +6,7 @@ Attention entropy is a first-class, differentiable output of attention here. Thr
 - `entropy_penalty`, `max_entropy`, `entropy_summary`: the loss term and the statistics.
 - `Decoder` and its parts: Flax Linen modules, configured by `DecoderConfig`.
 
+`flow` is about other systems: score and entropy production of stochastic processes.
 Everything else (`egattn.data`, `egattn.train`, `egattn.report`) is imported on demand.
 """
 
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from egattn import attention as attention
     from egattn import entropy as entropy
+    from egattn import flow as flow
     from egattn.attention import entropy_attention as entropy_attention
     from egattn.entropy import EntropySummary as EntropySummary
     from egattn.entropy import entropy_penalty as entropy_penalty
@@ -40,6 +42,7 @@ _HOMES = {
     "EntropyAttention": "model",
     "FeedForward": "model",
 }
+_MODULES = ("attention", "entropy", "flow")
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll] - the names above, one list
 
 
@@ -48,7 +51,7 @@ def __getattr__(name: str) -> Any:
 
     A command listens to signals before it imports either.
     """
-    if name in ("attention", "entropy"):
+    if name in _MODULES:
         return importlib.import_module(f"egattn.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'egattn' has no attribute {name!r}")
@@ -56,4 +59,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "attention", "entropy"]
+    return [*__all__, *_MODULES]

@@ -1,6 +1,7 @@
 """The `egattn` command: one subcommand per program; bad input is one line and exit status 2."""
 
 import argparse
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -127,7 +128,8 @@ def _private_parts(args: Sequence[str]) -> None:
     from egattn.private.parts import PartsConfig, write_parts
 
     known, rest = _preset_parser("private parts").parse_known_args(args)
-    default = PartsConfig.preset_defaults(known.preset, tyro.MISSING)
+    default = PartsConfig.preset_defaults(known.preset, Path())
+    default = dataclasses.replace(default, out=tyro.MISSING)
     config = parse("egattn private parts", PartsConfig, rest, default)
     print(f"{config.out}: {', '.join(write_parts(config))}")
 
@@ -223,9 +225,10 @@ def _train_config(args: Sequence[str]):
     first.add_argument("--init-from", "--init_from", type=Path)
     known, rest = first.parse_known_args(args)
     if {"-h", "--help"} & set(args):
-        default = TrainConfig.preset_defaults(known.preset, tyro.MISSING)
+        default = TrainConfig.preset_defaults(known.preset, Path())
     else:
-        default = TrainConfig.for_data(tyro.MISSING, known.data, known.preset, known.init_from)
+        default = TrainConfig.for_data(Path(), known.data, known.preset, known.init_from)
+    default = dataclasses.replace(default, run=tyro.MISSING)
     return parse("egattn train", TrainConfig, rest, default)
 
 

@@ -18,7 +18,7 @@ TOPS = ("egattn", "experiments", "benchmarks", "tests")
 # "egattn" for what `import egattn` gives.
 ROWS = (
     ("egattn._",),
-    ("egattn.attention", "egattn.run"),
+    ("egattn.attention", "egattn.run", "egattn.cem"),
     ("egattn.entropy",),
     ("egattn.sharding", "egattn.optimizer"),
     ("egattn.data", "egattn.model", "egattn.flow"),
@@ -31,8 +31,9 @@ ROWS = (
     ("egattn.cli",),
     (
         *("experiments", "experiments.demo", "experiments.paper", "experiments.private_inference"),
-        *("experiments.active_matter", "experiments.zeta", "benchmarks"),
+        *("experiments.active_matter", "experiments.zeta"),
     ),
+    ("benchmarks",),
     ("tests",),
 )
 ROW = {unit: number for number, units in enumerate(ROWS) for unit in units}

@@ -95,10 +95,10 @@ def _products(field: Field, z: Array, directions: Array) -> tuple[Array, Array]:
 
 
 def _estimate(field: Field, z: Array, mask: np.ndarray, key: Array | None, probes: int):
-    if key is None or probes < 1:
-        raise ValueError(
-            f"hutchinson needs a key and at least 1 probe, got key={key}, probes={probes}"
-        )
+    if key is None:
+        raise ValueError("expected a key for hutchinson, got none")
+    if probes < 1:
+        raise ValueError(f"expected at least 1 probe, got {probes}")
     signs = jax.random.rademacher(key, (probes, *z.shape), z.dtype) * mask
     value, products = _products(field, z, signs)
     return value, (signs * products).mean(0)

@@ -30,7 +30,7 @@ def binned(
     quantity: npt.ArrayLike,
     *,
     bins: Sequence[int],
-    bounds: Sequence[tuple[float, float]],
+    bounds: npt.ArrayLike,
 ) -> Map:
     """Bins a quantity by where its samples lie.
 
@@ -38,22 +38,23 @@ def binned(
       coordinates: Where each sample lies, [samples, coordinates].
       quantity: What is binned, [samples, ...]: numbers or vectors.
       bins: Number of bins along each coordinate.
-      bounds: Lowest and highest value of each coordinate. Samples outside are in no bin, but count
-        in the density.
+      bounds: Lowest and highest value of each coordinate, [coordinates, 2]. Samples outside are in
+        no bin, but count in the density.
 
     Raises:
       ValueError: If the numbers of samples or of coordinates disagree.
     """
     where, what = np.asarray(coordinates, float), np.asarray(quantity, float)
-    if where.ndim != 2 or len(what) != len(where) or len(bounds) != where.shape[1]:
+    limits = np.asarray(bounds, float)
+    if where.ndim != 2 or len(what) != len(where) or limits.shape != (where.shape[1], 2):
         raise ValueError(
-            "expected coordinates [samples, coordinates], quantity [samples, ...] and bounds of "
-            f"each coordinate, got {where.shape}, {what.shape} and {len(bounds)}"
+            "expected coordinates [samples, coordinates], quantity [samples, ...] and bounds "
+            f"[coordinates, 2], got {where.shape}, {what.shape} and {limits.shape}"
         )
     columns = what.reshape(len(what), -1).T
     # The stubs know one number of bins only.
     sides: Any = list(bins)
-    means, edges, _ = binned_statistic_dd(where, columns, "mean", sides, bounds)
+    means, edges, _ = binned_statistic_dd(where, columns, "mean", sides, limits)
     counts, _ = np.histogramdd(where, edges)
     widths = np.meshgrid(*(np.diff(edge) for edge in edges), indexing="ij")
     density = counts / (len(where) * np.prod(widths, axis=0))

@@ -54,7 +54,7 @@ def implicit_score_matching(
     """
     if isinstance(noise, Tracer) or np.any(noise):
         if key is None:
-            raise ValueError(f"noise needs a key, got noise={noise}, key=None")
+            raise ValueError("expected a key for noise, got none")
         key, key_noise = jax.random.split(key)
         z = z + noise * jax.random.normal(key_noise, z.shape, z.dtype)
     value, terms = divergence_terms(score, z, part=part, method=method, key=key, probes=probes)
@@ -95,7 +95,7 @@ def one_step_denoising(
     z: Float[Array, "*shape"],
     key: Array,
     *,
-    step: float,
+    step: ArrayLike,
     part: ArrayLike | None = None,
 ) -> Float[Array, "*shape"]:
     """Denoising of one step of the integrator: `denoising` with the step's own noise.
@@ -133,7 +133,7 @@ def velocity_matching(
     ahead: Float[Array, "ends *shape"],
     *,
     diffusion: ArrayLike,
-    duration: float,
+    duration: ArrayLike,
     period: ArrayLike | None = None,
 ) -> Float[Array, "*shape"]:
     """Velocity matching, v_i(z')^2 / D_i - (v_i(z) + v_i(z')) (z'_i - z_i) / (D_i h), mean over z'.
@@ -169,7 +169,7 @@ def supervised(field: Field, target: Field, z: Float[Array, "*shape"]) -> Float[
       target: What it should be, say the score b / D of an equilibrium.
       z: The sample.
     """
-    return (field(z) - jax.lax.stop_gradient(target(z))) ** 2
+    return (field(z) - target(z)) ** 2
 
 
 class Penalties(NamedTuple):

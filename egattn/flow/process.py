@@ -12,7 +12,8 @@ Field = Callable[[Array], Array]
 """A vector field: from one sample z, of any shape, to an array of that shape."""
 
 
-@dataclasses.dataclass(frozen=True)
+# By identity: a process is a static argument of what is compiled for it.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Process:
     """The process dz = b(z) dt + sqrt(2 D) dW, for one sample z of any shape."""
 
@@ -64,21 +65,21 @@ def wrap(
 
 
 def difference(
-    a: Float[Array, "*shape"], b: Float[Array, "*shape"], period: ArrayLike | None
-) -> Float[Array, "*shape"]:
+    a: Float[Array, "..."], b: Float[Array, "..."], period: ArrayLike | None
+) -> Float[Array, "..."]:
     """Returns a - b, in periodic components the shortest such difference.
 
     Args:
       a: Where it leads to.
-      b: Where it begins.
-      period: Period of each component, broadcastable to a, inf where there is none; None for no
-        period anywhere.
+      b: Where it begins; broadcast against a.
+      period: Period of each component, broadcastable to a - b, inf where there is none; None for
+        no period anywhere.
     """
     if period is None:
         return a - b
-    length = jnp.where(jnp.isfinite(jnp.asarray(period)), period, 1.0)
-    turns = jnp.where(jnp.isfinite(jnp.asarray(period)), jnp.rint((a - b) / length), 0.0)
-    return a - b - length * turns
+    finite = jnp.isfinite(jnp.asarray(period))
+    length = jnp.where(finite, period, 1.0)
+    return a - b - length * jnp.where(finite, jnp.rint((a - b) / length), 0.0)
 
 
 def velocity(process: Process, score: Field) -> Field:

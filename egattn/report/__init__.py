@@ -1,22 +1,18 @@
 """Report: figures and one HTML page from run directories."""
 
 import dataclasses
-import os
-import tempfile
 from pathlib import Path
 
 import tyro
 
 from egattn.report.figures import draw, drawing
-from egattn.report.page import GENERATOR, render
+from egattn.report.output import PAGE, replaced_report
+from egattn.report.page import render
 from egattn.report.runs import load_runs
 from egattn.report.summary import Row as Row
 from egattn.report.summary import compare
 from egattn.report.summary import comparison as comparison
 from egattn.report.summary import summary_lines as summary_lines
-from egattn.run.staging import staged_directory
-
-_PAGE = "index.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,38 +40,12 @@ def write_report(config: ReportConfig) -> Path:
       OSError: If `out` cannot be written.
     """
     logs = load_runs(config.runs)
-    out = config.out.resolve()
-    _check_replaceable(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     command = ["egattn", "report", *map(str, config.runs), "--out", str(config.out)]
-    # The old report leaves last and in one step: until then it stays whole.
-    with (
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.old.") as old,
-        staged_directory(out) as staging,
-    ):
+    with replaced_report(config.out) as directory:
         with drawing():
             plots = draw(logs)
             for plot in plots:
-                plot.write(staging)
-        text = render(logs, compare(logs), plots, staging, command)
-        (staging / _PAGE).write_text(text, encoding="utf-8")
-        if out.exists():
-            os.replace(out, Path(old) / "report")
-    return config.out / _PAGE
-
-
-def _check_replaceable(out: Path) -> None:
-    """Raises ValueError unless `out` is missing, empty, or made by this command alone."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise ValueError(f"expected a directory to write the report to, got the file {out}")
-    entries = list(out.iterdir())
-    if not entries:
-        return
-    index = out / _PAGE
-    ours = index.is_file() and GENERATOR in index.read_text(encoding="utf-8", errors="replace")
-    others = [e.name for e in entries if e != index and e.suffix not in (".png", ".csv")]
-    if not ours or others:
-        holds = ", ".join(sorted(others)[:3]) or "figures without a report's page"
-        raise ValueError(f"{out} is neither empty nor only a report: it holds {holds}")
+                plot.write(directory)
+        text = render(logs, compare(logs), plots, directory, command)
+        (directory / PAGE).write_text(text, encoding="utf-8")
+    return config.out / PAGE

@@ -97,7 +97,7 @@ def load_runs(paths: Sequence[Path]) -> list[RunLog]:
     """
     if not paths:
         raise ValueError("expected at least one run directory, got none")
-    return [_load(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
+    return [_load(path, label) for path, label in zip(paths, labels(paths), strict=True)]
 
 
 def _load(path: Path, label: str) -> RunLog:
@@ -120,8 +120,8 @@ def _load(path: Path, label: str) -> RunLog:
     )
 
 
-def _labels(paths: Sequence[Path]) -> list[str]:
-    """Shortest ends of the paths that differ; a number for a directory that is named twice."""
+def labels(paths: Sequence[Path]) -> list[str]:
+    """Names of runs: shortest ends of paths that differ; a number for one that is named twice."""
     resolved = [path.resolve() for path in paths]
     ends = {path: path.name or str(path) for path in resolved}
     for depth in range(2, max(len(path.parts) for path in ends)):
@@ -130,12 +130,12 @@ def _labels(paths: Sequence[Path]) -> list[str]:
             if counts[end] > 1:
                 ends[path] = str(Path(*path.parts[-depth:]))
     seen: Counter[str] = Counter()
-    labels = []
+    found = []
     for path in resolved:
         label = ends[path]
         seen[label] += 1
-        labels.append(f"{label} ({seen[label]})" if seen[label] > 1 else label)
-    return labels
+        found.append(f"{label} ({seen[label]})" if seen[label] > 1 else label)
+    return found
 
 
 def _config(path: Path) -> dict[str, Any]:

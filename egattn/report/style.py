@@ -11,6 +11,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from egattn.report.animation import Animation
+
 # Twice the 96 pixels of a CSS inch, so that a page at its natural size is sharp on dense screens.
 DPI = 192
 # Inches: the page's column, and a figure that has only one small panel.
@@ -58,10 +60,22 @@ class Plot(NamedTuple):
     """Names of the data's columns."""
     rows: Sequence[Sequence[Any]]
     """The data."""
+    alt: str = ""
+    """What is seen, for those who do not see it; empty for the title."""
+    animation: Animation | None = None
+    """How the drawing moves."""
+
+    @property
+    def image(self) -> str:
+        """File name of the picture."""
+        return f"{self.name}.{'gif' if self.animation else 'png'}"
 
     def write(self, directory: Path) -> None:
-        """Writes `name.png` and `name.csv`."""
-        self.figure.savefig(directory / f"{self.name}.png")
+        """Writes the picture, and `name.csv`."""
+        if self.animation is None:
+            self.figure.savefig(directory / self.image)
+        else:
+            self.animation.write(self.figure, directory / self.image)
         with (directory / f"{self.name}.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([self.header, *self.rows])
 

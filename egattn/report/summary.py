@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 
 from egattn.entropy import range_shares
+from egattn.report.document import ABSENT
 from egattn.report.runs import RunLog, load_runs
-
-# What tables show where the files say nothing: a dash.
-ABSENT = "\u2013"
 
 
 @dataclasses.dataclass(frozen=True)

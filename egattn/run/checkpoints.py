@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from egattn.run.arrays import copied
 from egattn.run.directory import RunDirectory
-from egattn.run.integrity import seal
+from egattn.run.integrity import removable, seal
 
 # Size of the files of a checkpoint, about: several are written at a time.
 _FILE_BYTES = 2**27
@@ -198,14 +198,16 @@ class Saver:
     def _delete_old(self, newest: int) -> None:
         """Deletes all but the last ones up to the newest complete one.
 
-        What cannot be deleted, say because it is being read, is tried again after a save.
+        What is being read, or cannot be deleted, is tried again after the next save.
         """
         doomed = self._directory.path.resolve() / "deleting"
         doomed.mkdir(exist_ok=True)
         complete = [step for step in self._directory.saved_steps() if step <= newest]
         for step in complete[: -self._keep]:
-            with contextlib.suppress(OSError):
-                os.replace(self._directory.checkpoint(step), doomed / str(step))
+            checkpoint = self._directory.checkpoint(step)
+            with contextlib.suppress(OSError), removable(checkpoint) as free:
+                if free:
+                    os.replace(checkpoint, doomed / str(step))
         shutil.rmtree(doomed, ignore_errors=True)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from egattn._config import local_path, parse, parse_json, to_json
-from egattn.run.integrity import check_intact, newest_intact, saved_steps
+from egattn.run.integrity import being_read, check_intact, newest_intact, saved_steps
 from egattn.run.lines import read_lines, replaced
 from egattn.run.signals import say
 
@@ -100,8 +100,8 @@ class RunDirectory:
     ) -> tuple[int, _T]:
         """Reads one checkpoint, by default the newest intact one.
 
-        Says on stderr which newer ones are not intact. A run that goes on may delete a checkpoint
-        that is being read: then the next one is.
+        Says on stderr which newer ones are not intact. A run that goes on does not delete what is
+        being read; where the file system has no locks it may, and then the next one is read.
 
         Args:
           read: Reads the directory of one.
@@ -118,7 +118,8 @@ class RunDirectory:
             before = self.saved_steps()
             try:
                 found = self._newest_said(below) if step is None else self._checked(step)
-                return found, read(self.checkpoint(found))
+                with being_read(self.checkpoint(found)):
+                    return found, read(self.checkpoint(found))
             except Exception:
                 # Orbax raises many things where a file is gone.
                 if self.saved_steps() == before:

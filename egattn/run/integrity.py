@@ -1,12 +1,15 @@
 """Which checkpoints are intact: a save is complete once its files' checksums are written."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from egattn.run.lines import replaced, to_disk
+from egattn.run.lock import in_use
 
 _SEAL = "checksums.json"
 # Bytes hashed at a time by one thread.
@@ -30,6 +33,29 @@ def seal(directory: Path) -> None:
 def is_sealed(directory: Path) -> bool:
     """Whether the directory was sealed, intact or not."""
     return (directory / _SEAL).is_file()
+
+
+@contextlib.contextmanager
+def being_read(directory: Path) -> Iterator[None]:
+    """Keeps a sealed directory from being removed meanwhile, see `removable`.
+
+    Raises:
+      FileNotFoundError: If it is gone.
+    """
+    with in_use(directory / _SEAL) as here:
+        if not here:
+            raise FileNotFoundError(f"{directory} was removed")
+        yield
+
+
+@contextlib.contextmanager
+def removable(directory: Path) -> Iterator[bool]:
+    """Gives whether nobody reads a directory, and keeps it so; what was not sealed nobody reads."""
+    if not is_sealed(directory):
+        yield True
+        return
+    with in_use(directory / _SEAL, alone=True) as alone:
+        yield alone
 
 
 def sha256(directory: Path) -> str:

@@ -1,4 +1,4 @@
-"""One process at a time: a lock that ends with its process, however that ends."""
+"""Locks of files, which end with their process, however that ends."""
 
 import contextlib
 import errno
@@ -31,13 +31,42 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
       OSError: If the file cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
     # Writable, or networked file systems have no lock.
     with path.open("a+b") as file:
-        yield _acquire(file, path, wait)
+        held = _acquire(file, path, how)
+        if held is None:
+            say(
+                f"{path.parent} is on a file system without locks: nothing but you keeps a second "
+                "process out of it",
+                error=True,
+            )
+        yield held is not False
 
 
-def _acquire(file: IO[bytes], path: Path, wait: bool) -> bool:
-    how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+@contextlib.contextmanager
+def in_use(path: Path, *, alone: bool = False) -> Iterator[bool]:
+    """Holds the lock of a file that is there: by all who read, or by one alone, who removes it.
+
+    Where the file system has no locks, everybody holds it.
+
+    Args:
+      path: The file.
+      alone: Whether to hold it only if nobody else does; otherwise waits.
+
+    Yields:
+      Whether this process holds it, and the file is still there.
+
+    Raises:
+      OSError: If it cannot be opened.
+    """
+    how = fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH
+    with path.open("r+b" if alone else "rb") as file:
+        yield _acquire(file, path, how) is not False
+
+
+def _acquire(file: IO[bytes], path: Path, how: int) -> bool | None:
+    """Whether the lock is held; None where there are no locks."""
     # Some networked file systems have locks of ranges only.
     for lock in (fcntl.flock, fcntl.lockf):
         try:
@@ -51,9 +80,4 @@ def _acquire(file: IO[bytes], path: Path, wait: bool) -> bool:
         else:
             # Whoever held it may have renamed or removed the file since it was opened.
             return path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
-    say(
-        f"{path.parent} is on a file system without locks: nothing but you keeps a second process "
-        "out of it",
-        error=True,
-    )
-    return True
+    return None

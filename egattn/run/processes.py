@@ -104,7 +104,8 @@ def together(config: DistributedConfig) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    # Some releases of JAX raise a plain ValueError.
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
         if jax.process_count() == 1 or not any(sign in str(error) for sign in _LOST):
             raise
         reason = str(error).splitlines()[0]

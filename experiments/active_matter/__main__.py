@@ -2,6 +2,7 @@
 
 python -m experiments.active_matter train ring runs/ring
 python -m experiments.active_matter evaluate runs/ring
+python -m experiments.active_matter report runs/ring
 """
 
 import sys
@@ -46,6 +47,14 @@ def simulate(args: Sequence[str]) -> None:
     simulate(parse(f"{_PROGRAM} simulate {system}", SimulateConfig, rest, SIMULATIONS[system]))
 
 
+def report(args: Sequence[str]) -> None:
+    """RUN [RUN ...]: pictures and numbers of trained runs in one HTML page."""
+    from egattn.run.options import parse
+    from experiments.active_matter.report import ReportConfig, write_report
+
+    print(f"report: {write_report(parse(f'{_PROGRAM} report', ReportConfig, args))}")
+
+
 def demo(args: Sequence[str]) -> None:
     """Trains and evaluates the two smallest systems, in minutes."""
     from experiments.active_matter.demo import demo
@@ -59,6 +68,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo,
     "train": train,
     "evaluate": evaluate,
+    "report": report,
     "simulate": simulate,
 }
 

@@ -67,7 +67,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         z, trajectories = held_out(trained.system, samples, config.seed)
     else:
         z, trajectories = read_snapshots(config.data, trained.system)
-    exact = min(exact if config.exact is None else config.exact, len(z))
+    exact = exact if config.exact is None else config.exact
+    return evaluation(trained, z, trajectories, min(exact, len(z)))
+
+
+def evaluation(trained: Trained, z: Any, trajectories: int, exact: int) -> dict[str, Any]:
+    """As `evaluate`, of snapshots that are there already; arguments as `measured` takes them."""
     values = {"system": trained.config.system, "speed": trained.config.speed, "step": trained.step}
     values |= measured(trained, z, trajectories, exact).values()
     known = trained.system.exact

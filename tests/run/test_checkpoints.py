@@ -1,5 +1,6 @@
 """Saving in the background: what is saved, what a failure does, what is kept."""
 
+import errno
 from types import SimpleNamespace
 
 import jax
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from egattn.run import RunDirectory, arrays, checkpoints
+from egattn.run import RunDirectory, arrays, checkpoints, integrity
 from egattn.run.checkpoints import Saver, laid_out, restore
-from egattn.run.integrity import is_sealed, seal
+from egattn.run.integrity import damage, is_sealed, seal
 
 
 @pytest.fixture
@@ -83,8 +84,48 @@ def test_the_old_one_goes_when_the_new_one_is_complete(directory, state, monkeyp
     assert directory.saved_steps() == [3]
 
 
-def test_what_is_deleted_while_it_is_read_gives_way_to_the_next(directory, state):
+def test_what_is_read_is_deleted_later(directory, state):
     """As by a run that goes on and keeps one checkpoint."""
+
+    def read(path):
+        with Saver(directory, keep=1) as saver:
+            saver.save(2, saver.copy(state), {})
+        return damage(path)
+
+    with Saver(directory, keep=1) as saver:
+        saver.save(1, saver.copy(state), {})
+    assert directory.read_checkpoint(read) == (1, None)
+    assert directory.saved_steps() == [1, 2]
+    with Saver(directory, keep=1) as saver:
+        saver.save(3, saver.copy(state), {})
+    assert directory.saved_steps() == [3]
+
+
+def test_what_is_deleted_before_it_is_read_gives_way_to_the_next(directory, state, monkeypatch):
+    """Found intact, it is gone when it is to be locked."""
+    whole = integrity.newest_intact
+    found = []
+
+    def late(*args):
+        found.append(whole(*args)[0])
+        if len(found) == 1:
+            with Saver(directory, keep=1) as saver:
+                saver.save(2, saver.copy(state), {})
+        return found[-1], {}
+
+    with Saver(directory, keep=1) as saver:
+        saver.save(1, saver.copy(state), {})
+    monkeypatch.setattr("egattn.run.directory.newest_intact", late)
+    assert directory.read_checkpoint(damage) == (2, None)
+    assert found == [1, 2]
+
+
+def test_without_locks_what_is_deleted_while_it_is_read_gives_way_to_the_next(
+    directory, state, monkeypatch
+):
+    def none(file, how):
+        raise OSError(errno.ENOLCK, "no locks")
+
     seen = []
 
     def read(path):
@@ -94,6 +135,8 @@ def test_what_is_deleted_while_it_is_read_gives_way_to_the_next(directory, state
                 saver.save(2, saver.copy(state), {})
         return (path / "checksums.json").read_bytes()
 
+    monkeypatch.setattr("fcntl.flock", none)
+    monkeypatch.setattr("fcntl.lockf", none)
     with Saver(directory, keep=1) as saver:
         saver.save(1, saver.copy(state), {})
     assert directory.read_checkpoint(read)[0] == 2

@@ -41,6 +41,19 @@ def script(text: str, **options) -> subprocess.Popen:
     )
 
 
+def listening(process: subprocess.Popen) -> None:
+    """Waits for the first instruction of a command, before which Python itself starts."""
+    status = Path(f"/proc/{process.pid}/status")
+    # The last one that it takes.
+    bit = 1 << (signal.SIGHUP - 1)
+    while process.poll() is None:
+        (caught,) = re.findall(r"^SigCgt:\s*(\w+)", status.read_text(), re.MULTILINE)
+        if int(caught, 16) & bit:
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
 def ready(process: subprocess.Popen) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -71,6 +84,25 @@ def test_what_goes_on_later_ends_well(number):
     process.send_signal(number)
     said = f"stopped by {number.name}, nothing to save; the same command continues\n"
     assert ending(process) == (0, said)
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_what_it_says_no_replaced_stream_keeps(resumes):
+    """As where arguments are parsed, whose complaints become one line."""
+    process = script(
+        f"import contextlib, io\nwith command_line('program'):\n    active().resumes = {resumes}\n"
+        "    print('before')\n    with contextlib.redirect_stderr(io.StringIO()) as stream:\n"
+        "        with contextlib.redirect_stdout(stream):\n"
+        "            os.write(1, b'ready\\n')\n            time.sleep(60)",
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+    ready(process)
+    process.send_signal(signal.SIGINT)
+    if resumes:
+        said = "before\nstopped by SIGINT, nothing to save; the same command continues\n"
+        assert ending(process) == (0, said)
+    else:
+        assert ending(process) == (128 + signal.SIGINT, "stopped by SIGINT\n")
 
 
 def test_what_was_ignored_stays_ignored():
@@ -183,7 +215,8 @@ def test_while_a_command_imports(finished, data, tmp_path, command):
         command,
         *(tmp_path / "run", data, finished),
     )
-    time.sleep(0.7)
+    listening(process)
+    time.sleep(0.5)
     process.send_signal(signal.SIGHUP)
     output, _ = process.communicate(timeout=60)
     if "train" in command:
@@ -216,13 +249,14 @@ def test_at_random_moments(finished, data, tmp_path, name):
         text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     took = time.monotonic() - began
-    spans = [(0.1, 2), (0.1, 2), (0.1, took), (0.1, took), (0.8 * took, 1.1 * took)]
+    spans = [(0, 2), (0, 2), (0, took), (0, took), (0.8 * took, 1.1 * took)]
     for attempt, span in enumerate(spans):
         number = draw.choice(SIGNALS)
         process = start(
             COMMANDS[name],
             *(tmp_path / str(attempt), data, finished),
         )
+        listening(process)
         time.sleep(draw.uniform(*span))
         process.send_signal(number)
         text, _ = process.communicate(timeout=120)

@@ -1,6 +1,7 @@
 """The training step: what must not change its numbers, and that it learns."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,10 @@ PENALTIES = {
 }
 
 
-@pytest.fixture(scope="module")
-def base():
-    return {name: run(config(penalty=penalty)) for name, penalty in PENALTIES.items()}
+@functools.cache
+def base(penalty: str):
+    """The numbers of one device."""
+    return run(config(penalty=PENALTIES[penalty]))
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +105,14 @@ SPECS = (
 @pytest.mark.slow
 class TestNumbersDoNotDepend:
     @pytest.mark.parametrize("penalty", PENALTIES)
-    def test_on_accumulation(self, penalty, base):
-        check_same(base[penalty], run(config(penalty=PENALTIES[penalty], accumulation=4)))
+    def test_on_accumulation(self, penalty):
+        check_same(base(penalty), run(config(penalty=PENALTIES[penalty], accumulation=4)))
 
     @pytest.mark.parametrize(
         "spec", ["tensor=8", "replica=2,fsdp=2,tensor=2", "replica=2,context=4"]
     )
-    def test_on_the_mesh(self, spec, base):
-        check_same(base["head"], run(config(penalty=PENALTIES["head"]), make_mesh(spec)))
+    def test_on_the_mesh(self, spec):
+        check_same(base("head"), run(config(penalty=PENALTIES["head"]), make_mesh(spec)))
 
     @pytest.mark.parametrize("spec", SPECS)
     def test_on_the_mesh_nor_does_any_gradient(self, spec, one):
@@ -123,13 +125,13 @@ class TestNumbersDoNotDepend:
         ):
             assert np.linalg.norm(mine - other) <= 1e-5 * np.linalg.norm(other), path
 
-    def test_on_mesh_and_accumulation_and_layer_loop_together(self, base):
+    def test_on_mesh_and_accumulation_and_layer_loop_together(self):
         c = config(penalty=PENALTIES["mean"], accumulation=2, scan_layers=True, remat=True)
-        check_same(base["mean"], run(c, make_mesh("replica=2,fsdp=2,tensor=2")))
+        check_same(base("mean"), run(c, make_mesh("replica=2,fsdp=2,tensor=2")))
 
     @pytest.mark.parametrize("option", [{"scan_layers": True}, {"remat": True}])
-    def test_on_how_layers_run(self, option: dict[str, Any], base):
-        check_same(base["mean"], run(config(penalty=PENALTIES["mean"], **option)))
+    def test_on_how_layers_run(self, option: dict[str, Any]):
+        check_same(base("mean"), run(config(penalty=PENALTIES["mean"], **option)))
 
     def test_on_accumulation_with_spectral_norm(self):
         plain, accumulated = (run(config("sm_snorm", accumulation=k)) for k in (1, 4))

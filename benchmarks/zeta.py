@@ -1,0 +1,192 @@
+"""Zeta: how fast its evaluators are, and what other searches find with as many evaluations.
+
+    python -m benchmarks.zeta --out results
+
+Speed: points per second of each evaluator on all devices of one kind, the arithmetic bound beside
+it where `--teraflops` says what the device can do; mpmath and python-flint one point at a time.
+Searches: cma and cmaes get per window what the cross-entropy search used, and as much as they like.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cma
+import cmaes
+import flint
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import tyro
+
+from egattn.report.table import digits, write_table
+from experiments.zeta.box import Box
+from experiments.zeta.eta import Eta
+from experiments.zeta.euler_maclaurin import EulerMaclaurin
+from experiments.zeta.evaluator import Evaluator, at
+from experiments.zeta.functions import ZETA
+from experiments.zeta.scan import sign_scan
+from experiments.zeta.search import find, windows
+from experiments.zeta.taylor import Taylor
+
+# Arithmetic per term of the eta series, transcendentals counted by their polynomials.
+_FLOP_PER_TERM = 75
+_BOX = Box(0.05, 0.95, 10, 102)
+_FOUND = 1e-10
+_CENTRES = {"t = 100": 100.0, "t = 1000": 999.4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    points: int = 4_000_000
+    """Per call of the Taylor polynomials; of the series a hundredth."""
+    windows: int = 64
+    """Anchors per call."""
+    calls: int = 5
+    """Timed calls; the fastest counts."""
+    teraflops: float | None = None
+    """Float32 arithmetic of the device; default: no bound is given."""
+    evaluations: int = 60_000
+    """Most evaluations of a search that may have as many as it likes."""
+    seed: int = 0
+    """Decides every draw."""
+    searches: bool = True
+    """Whether to compare searches as well."""
+    out: Path | None = None
+    """Directory for zeta_speed and zeta_searches, .json and .md; default: print only."""
+
+
+def main(config: Config) -> None:
+    """Measures and prints the tables."""
+    with jax.enable_x64(True):
+        write_table("zeta_speed", config, speeds(config), config.out)
+        if config.searches:
+            write_table("zeta_searches", config, searches(config), config.out)
+
+
+def speeds(config: Config) -> list[dict[str, Any]]:
+    """Points per second."""
+    rows = []
+    for name, centre in _CENTRES.items():
+        eta = Eta(centre + 0.6, "float32")
+        for label, evaluator, count in (
+            ("Taylor polynomials, float32", Taylor(ZETA, 0.78, "float32"), config.points),
+            (f"eta series, float32, {eta.terms} terms", eta, config.points // 100),
+        ):
+            rate = _rate(evaluator, centre, count, config)
+            row = {"at": name, "evaluator": label, "points/s": f"{rate:.2e}"}
+            if config.teraflops and evaluator is eta:
+                bound = config.teraflops * 1e12 / (_FLOP_PER_TERM * eta.terms)
+                row["share of the bound"] = digits(rate / bound)
+            rows.append(row)
+        for label, rate in (
+            ("mpmath, 15 digits", _single(lambda t: mpmath.zeta(mpmath.mpc(0.5, t)), centre)),
+            ("python-flint, 53 bits", _single(lambda t: flint.acb(0.5, t).zeta(), centre)),
+        ):
+            rows.append({"at": name, "evaluator": label, "points/s": f"{rate:.2e}"})
+    return rows
+
+
+def _rate(evaluator: Evaluator, centre: float, count: int, config: Config) -> float:
+    """Points per second, their drawing and a sum included, for nothing else is read."""
+    tables = evaluator.tables(np.full(config.windows, centre))
+    size = count // config.windows
+    key = jax.random.key(config.seed)
+    draws = jax.random.uniform(key, (config.windows, size, 2), jnp.float32, -0.4, 0.4)
+
+    @jax.jit
+    def work(tables: Any, draws: jax.Array) -> jax.Array:
+        re, im = jax.vmap(evaluator.values)(tables, draws)
+        return (re * re + im * im).min()
+
+    seconds = []
+    for _ in range(config.calls + 1):
+        start = time.perf_counter()
+        work(tables, draws).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    # The first one compiles.
+    return config.windows * size / min(seconds[1:])
+
+
+def _single(f: Callable[[float], Any], centre: float) -> float:
+    heights = centre + np.linspace(-0.5, 0.5, 50)
+    start = time.perf_counter()
+    for t in heights:
+        f(float(t))
+    return len(heights) / (time.perf_counter() - start)
+
+
+def searches(config: Config) -> list[dict[str, Any]]:
+    """Zeros of [0.05, 0.95] x [10, 102] that each search finds to 1e-10, and what it takes."""
+    evaluator = EulerMaclaurin(ZETA, _BOX.t_high)
+    scan = sign_scan(ZETA, _BOX)
+    truth = 0.5 + 1j * scan.zeros
+
+    def none(box: Box) -> int:
+        raise AssertionError(f"not all zeros found in ten passes; {box} was to be counted")
+
+    rows = [_row("sign scan of Z, step 0.2", scan.evaluations, truth, truth)]
+    for name, rounds in (("cross-entropy, 4 rounds, Muller", 4), ("random starts, Muller", 1)):
+        found = find(ZETA, evaluator, _BOX, len(truth), none, config.seed, rounds)
+        rows.append(_row(name, found.evaluations, found.zeros @ [1, 1j], truth))
+    parts = windows(ZETA, _BOX)
+    per_window = rows[1]["evaluations"] // len(parts.anchor)
+    for name, search in (("cma", _cma), ("cmaes", _cmaes)):
+        for budget in (per_window, config.evaluations // len(parts.anchor)):
+            used, ends = 0, []
+            for index, anchor in enumerate(parts.anchor):
+                low, high = parts.low[index] + [0.5, anchor], parts.high[index] + [0.5, anchor]
+                count, end = search(_modulus(evaluator), low, high, budget, config.seed + index)
+                used += count
+                ends.append(complex(*end))
+            rows.append(_row(f"{name}, {budget} per window", used, np.array(ends), truth))
+    return rows
+
+
+def _row(name: str, evaluations: int, found: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    near = np.abs(found[:, None] - truth).min(0)
+    zeros = f"{(near <= _FOUND).sum()} of {len(truth)}"
+    return {"search": name, "evaluations": evaluations, "zeros to 1e-10": zeros}
+
+
+@functools.cache
+def _modulus(evaluator: Evaluator) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: np.abs(at(evaluator, x @ [1, 1j], 50.0))
+
+
+def _cma(f: Callable, low: np.ndarray, high: np.ndarray, budget: int, seed: int):
+    options = {
+        **{"bounds": [low, high], "maxfevals": budget, "seed": seed + 1, "verbose": -9},
+        **{"tolfun": 0, "tolfunhist": 0, "tolx": 1e-13, "CMA_stds": (high - low) / 2},
+    }
+    strategy = cma.CMAEvolutionStrategy((low + high) / 2, 1.0, options)
+    while not strategy.stop():
+        points = strategy.ask()
+        strategy.tell(points, list(f(np.array(points))))
+    return strategy.result.evaluations, strategy.result.xbest
+
+
+def _cmaes(f: Callable, low: np.ndarray, high: np.ndarray, budget: int, seed: int):
+    scale = high - low
+    search = cmaes.CMA(
+        np.full(2, 0.5), 0.3, bounds=np.array([[0.0, 1.0]] * 2), seed=seed, population_size=8
+    )
+    used, best = 0, (np.inf, low)
+    while used < budget and not search.should_stop():
+        unit = np.array([search.ask() for _ in range(search.population_size)])
+        values = f(low + unit * scale)
+        search.tell(list(zip(unit, values.tolist(), strict=True)))
+        used += len(unit)
+        index = int(values.argmin())
+        best = min(best, (float(values[index]), low + unit[index] * scale), key=lambda x: x[0])
+    return used, best[1]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,132 @@
+"""The report: its page, pictures and data, of runs at a size at which nothing is learned."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.active_matter.__main__ import main
+from experiments.active_matter.fokker_planck import solve
+from experiments.active_matter.report import movie, subject
+from tests.active_matter.running import refused
+from tests.pages import Page
+
+TRAIN = (
+    "--steps 4 --batch-size 8 --trajectories 16 --refresh 0.05 --width 8 --layers 1 "
+    "--evaluate-samples 8 --log-every 1 --evaluate-every 2 --checkpoint-every 4"
+)
+PICTURES = {"portrait", "conditional", "weighted", "errors", "checks"}
+MANY = {"particles", "profiles", "paths", "conditional", "weighted", "errors", "checks"}
+FRAMES = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    """Movies of three frames, and a coarse grid."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(movie, "FRAMES", FRAMES)
+        patch.setattr(subject, "ring_solution", lambda: solve((200, 60)))
+        yield
+
+
+def train(tmp_path_factory, system: str, more: str = ""):
+    run = tmp_path_factory.mktemp("runs") / system
+    main(f"train {system} {run} {TRAIN} {more}".split())
+    return run
+
+
+def report(runs, out, samples: int) -> Page:
+    main(["report", *map(str, runs), "--out", str(out), "--samples", str(samples)])
+    return Page(out / "index.html")
+
+
+@pytest.fixture(scope="module")
+def trap(tmp_path_factory):
+    return train(tmp_path_factory, "trap")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("made") / "report"
+
+
+@pytest.fixture(scope="module")
+def page(trap, out):
+    return report([trap], out, 512)
+
+
+def test_page_has_every_figure_and_needs_nothing_else(page, out):
+    assert {path.stem for path in out.glob("*.png")} == PICTURES | {"curves"}
+    assert {path.stem for path in out.glob("*.csv")} == PICTURES | {"curves", "movie"}
+    assert len(page.images) == len(PICTURES) + 2
+    assert all(image["alt"] and image["src"].startswith("data:image/") for image in page.images)
+    assert not any(word in page.text for word in ("http:", "https:", "url("))
+
+
+def test_numbers_are_those_of_evaluate(page, trap, capsys):
+    capsys.readouterr()
+    main(["evaluate", str(trap), "--json", "--samples", "512"])
+    values = json.loads(capsys.readouterr().out)
+    row = dict(zip(*page.tables[0], strict=True))
+    for cell, name in (("entropy production", "epr"), ("at least", "epr_lower_bound")):
+        assert row[cell] == f"{values[name]:.4f} ± {values[f'{name}_standard_error']:.4f}"
+    assert row["exact"] == f"{0.1 * 0.04 / (0.1 * 0.15):.4f}"
+    checks = {name: cells for name, *cells in page.tables[1][1:]}
+    assert float(checks["v.D⁻¹v"][0]) == pytest.approx(values["epr"], abs=6e-5)
+    assert float(checks["div v + v.s"][1]) == pytest.approx(values["residual_std"], abs=6e-5)
+
+
+def test_exact_columns_are_the_closed_form(page):
+    # A = .05, gamma = eps = .1, v0 = .2.
+    checks = {name: cells for name, *cells in page.tables[1][1:]}
+    assert checks["div_g v_g"][2:] == ["+0.0320", "0.0000"]
+    assert checks["div_x v_x"][2:] == ["-0.0320", "0.0000"]
+    assert checks["div v + v.s"][3] == "0.0000"
+    assert float(checks["v.D⁻¹v"][2]) == pytest.approx(0.2667, abs=0.04)
+
+
+def test_movie_has_its_frames(page, out):
+    with Image.open(out / "movie.gif") as image:
+        assert image.n_frames == FRAMES
+        assert min(image.size) > 300
+
+
+def test_density_in_the_data_is_normalised(page, out):
+    with (out / "weighted.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    x, g, density = (np.array([float(row[name]) for row in rows]) for name in ("x", "g", "density"))
+    cell = np.diff(np.unique(x)).min() * np.diff(np.unique(g)).min()
+    assert 0.97 < density.sum() * cell <= 1 + 1e-9
+
+
+def test_orbits_of_the_data_begin_at_rest_on_the_axis(page, out):
+    with (out / "portrait.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["flow"] == "exact"]
+    # C_xx g^2 - 2 C_xg x g + x^2 is constant along an exact orbit.
+    x, g = (np.array([float(row[name]) for row in rows]) for name in ("x", "g"))
+    level = 22 / 3 * g**2 - 8 / 3 * x * g + x**2
+    for orbit in {row["orbit"] for row in rows}:
+        of_orbit = level[[row["orbit"] == orbit for row in rows]]
+        np.testing.assert_allclose(of_orbit, of_orbit[0], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_ring_and_crystal_side_by_side(tmp_path_factory, tmp_path):
+    ring = train(tmp_path_factory, "ring")
+    crystal = train(tmp_path_factory, "crystal", "--particles 3 --heads 2 --linear-samples 16")
+    page = report([ring, crystal], tmp_path / "report", 64)
+    names = {path.stem for path in (tmp_path / "report").glob("*.png")}
+    assert names == {"curves"} | {f"ring_{x}" for x in PICTURES} | {f"crystal_{x}" for x in MANY}
+    flow = {name: cells for name, *cells in page.tables[2][1:]}
+    assert flow["centre of the flow (x, g)"][2] == "(3.700, -0.100)"
+    assert [row[0] for row in page.tables[0][1:]] == ["ring", "crystal"]
+
+
+def test_bad_input_is_refused_in_one_line(trap, tmp_path, capsys):
+    assert "no config.json" in refused(capsys, f"report {tmp_path / 'nowhere'}")
+    assert "at least 16" in refused(capsys, f"report {trap} --samples 3")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "neither empty nor only a report" in refused(capsys, f"report {trap} --out {tmp_path}")
+    assert "required" in refused(capsys, "report").lower()
