@@ -117,7 +117,14 @@ def rare_levels(results: list[rare.Result]) -> Plot:
     rows = []
     for index, result in enumerate(results):
         label = f"eps = {result.eps:g}"
-        ax.plot(range(1, len(result.levels) + 1), result.levels, marker="o", ms=3, label=label)
+        ax.plot(
+            range(1, len(result.levels) + 1),
+            result.levels,
+            marker="o",
+            ms=3,
+            label=label,
+            **run_style(index),
+        )
         beside.errorbar(
             *([index], [result.ratio], [4 * result.standard_error / result.exact]),
             fmt="o",
