@@ -111,6 +111,7 @@ def prove(function: DirichletSeries, sigma: float, t: float, radius: float | Non
     """
     need()
     radius = radius or (_RADIUS if t < _HIGH else _SMALL_RADIUS)
+    sigma, t = float(sigma), float(t)
     centred = abs(sigma - 0.5) < 1e-9
     sigma = 0.5 if centred else sigma
     with _digits(_DIGITS):

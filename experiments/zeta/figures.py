@@ -63,11 +63,9 @@ def contraction(seed: int) -> Plot:
     figure = canvas(WIDTH, 3.4)
     ax = figure.subplots()
     rounds = np.arange(1, _LONG + 1)
-    for group, style, label in ((found, run_style(0), "on a zero"), (~found, run_style(1), "none")):
-        ax.plot(rounds, levels[group].T, alpha=0.3, lw=0.8, **style)
-        ax.plot(
-            [], [], label=f"window that ends {label}" if label != "none" else "without", **style
-        )
+    for index, (group, label) in enumerate(((found, "on a zero"), (~found, "elsewhere"))):
+        ax.plot(rounds, levels[group].T, alpha=0.3, lw=0.8, color=run_style(index)["color"])
+        ax.plot([], [], label=f"windows that end {label}", color=run_style(index)["color"])
     slope = levels[found, 0].mean() * _CONTRACTION ** (rounds - 1)
     ax.plot(rounds, slope, color="#333333", ls="--", label=f"{_CONTRACTION} per round")
     ax.set(yscale="log", ylim=(1e-15, 10), xlabel="round", ylabel="worst |zeta| of the elite")
@@ -117,7 +115,14 @@ def rare_levels(results: list[rare.Result]) -> Plot:
     rows = []
     for index, result in enumerate(results):
         label = f"eps = {result.eps:g}"
-        ax.plot(range(1, len(result.levels) + 1), result.levels, marker="o", ms=3, label=label)
+        ax.plot(
+            range(1, len(result.levels) + 1),
+            result.levels,
+            marker="o",
+            ms=3,
+            label=label,
+            **run_style(index),
+        )
         beside.errorbar(
             *([index], [result.ratio], [4 * result.standard_error / result.exact]),
             fmt="o",

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from experiments.zeta import balls
 from experiments.zeta.box import Box
 from experiments.zeta.eta import weights
 from experiments.zeta.euler_maclaurin import EulerMaclaurin
@@ -67,7 +68,7 @@ def run(seed: int = 0) -> Result:
     low, high = _SLOPE_BITS
     fitted = [(b, e) for b, e in zip(BITS, errors, strict=True) if low <= b <= high]
     slope = np.polyfit(*np.array([(b, math.log2(e)) for b, e in fitted]).T, 1)[0]
-    zeros = sign_scan(ZETA, Box(0.05, 0.95, 10, 102)).zeros
+    zeros = first_zeros()
     searched = (ZETA, Box(0.05, 0.95, 10, 50)), (DAVENPORT_HEILBRONN, Box(0.05, 0.95, 80, 90))
     return Result(
         bits=list(BITS),
@@ -83,6 +84,14 @@ def run(seed: int = 0) -> Result:
         },
         seed=seed,
     )
+
+
+def first_zeros() -> Float[np.ndarray, " zeros"]:
+    """The first 30 zeros, to the last bit where there are balls, else to 1e-13."""
+    zeros = sign_scan(ZETA, Box(0.05, 0.95, 10, 102)).zeros
+    if balls.AVAILABLE:
+        zeros = np.array([balls.prove(ZETA, 0.5, t).t for t in zeros])
+    return zeros
 
 
 def rounded(x: Float[np.ndarray, "..."], bits: int) -> Float[np.ndarray, "..."]:

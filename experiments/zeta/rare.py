@@ -189,8 +189,10 @@ def _level_curve(
     # |zeta| is nearly proportional to the distance.
     for _ in range(_STEPS):
         radius *= eps / np.abs(at(evaluator, zero + radius * directions))
-        if not (radius < 1).all():
-            break
+        if np.abs((radius * directions).real).max() > 0.5:
+            raise ValueError(
+                f"expected eps for which each region |zeta| <= eps lies in the strip, got {eps:g}"
+            )
     on_the_way = zero + radius * directions * np.array([[0.25], [0.5], [0.75], [1]])
     sizes = np.abs(at(evaluator, on_the_way.ravel())).reshape(on_the_way.shape) / eps
     if not (np.diff(sizes, axis=0) > 0).all() or np.abs(sizes[-1] - 1).max() > 1e-6:

@@ -144,7 +144,7 @@ TEXTS = [
 
 def claims(text: str) -> list[str]:
     """Sentences that make something evidence for the hypothesis."""
-    sentences = re.split(r"(?<=[.:;|])\s", " ".join(text.split()))
+    sentences = re.split(r"(?<=[.;|])\s", " ".join(text.split()))
     return [s for s in sentences if CLAIM.search(s) and not DENIAL.search(s)]
 
 
