@@ -73,7 +73,7 @@ class Measured(NamedTuple):
 
     def _mean(self, x: np.ndarray) -> Estimate:
         times = len(x) // self.trajectories
-        return mean(x[: times * self.trajectories].reshape(times, -1).mean(0))
+        return mean(jnp.asarray(x[: times * self.trajectories].reshape(times, -1).mean(0)))
 
 
 class Measure:
