@@ -170,8 +170,9 @@ def _state(path: Path, index: int, frame: gsd.hoomd.Frame, system: System) -> np
             f"{expected[0]}"
         )
     for name in _LOGGED:
-        value, wanted = frame.log.get(f"system/{name}"), getattr(system.config, name)
-        if value is None or not np.isclose(value[0], wanted):
+        wanted = getattr(system.config, name)
+        (value,) = frame.log.get(f"system/{name}", [None])
+        if value is None or not np.isclose(value, wanted):
             raise ValueError(f"{where} has {name} {value}, expected {wanted}")
     both = np.stack([frame.particles.position, frame.particles.velocity])
     z = both[..., : system.dimensions] + np.array([_middle(system), 0])[:, None, None]

@@ -21,7 +21,7 @@ def built(name: str, **values):
     system = make_system(config.of_system())
     network = Network(system, config)
     shape = (2, system.particles, system.dimensions)
-    params = network.init(jax.random.key(0), jnp.ones(shape))["params"]
+    params = jax.jit(network.init)(jax.random.key(0), jnp.ones(shape))["params"]
     # No weight is 0: outputs begin with 0 otherwise.
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -49,7 +49,7 @@ def test_renamed_particles_are_the_same_ones(cluster, state):
 
 def test_attention_entropy_is_between_none_and_all(cluster, state):
     _, network, _, params = cluster
-    _, entropy = network.apply({"params": params}, state)
+    _, entropy = jax.jit(network.apply)({"params": params}, state)
     assert entropy.shape == (2, 2, 5)
     assert (entropy > 0).all()
     assert (entropy <= np.log(5) + 1e-6).all()
@@ -80,7 +80,8 @@ def test_flow_features_of_a_linear_force_are_exponentials():
     away, g = rng.normal(size=(2, 3, 2))
     hessian = -np.asarray(jax.jacfwd(system.force)(jnp.zeros((3, 2)))).reshape(6, 6)
     x = jnp.asarray(exact.center + away, jnp.float32)
-    found = np.asarray(flow_features(system, jnp.stack([x, jnp.asarray(g, jnp.float32)])))
+    z = jnp.stack([x, jnp.asarray(g, jnp.float32)])
+    found = np.asarray(jax.jit(lambda z: flow_features(system, z))(z))
     # As the Euler steps have it: their products, in place of the exponential.
     decay = np.eye(6)
     for leg, (count, length) in enumerate(((1, 0.1), (2, 0.1), (6, 0.7 / 6), (16, 0.125))):
@@ -104,8 +105,8 @@ def test_linear_start_is_near_the_exact_score_of_a_crystal():
     network, exact = Network(system, config), system.exact
     assert exact is not None
     z = jax.vmap(exact.sample)(jax.random.split(jax.random.key(5), 2048))
-    params = network.init(jax.random.key(0), z[0])["params"]
-    params = linear_answer(network, params, z, jax.random.key(6))
+    params = jax.jit(network.init)(jax.random.key(0), z[0])["params"]
+    params = jax.jit(lambda p, z: linear_answer(network, p, z, jax.random.key(6)))(params, z)
     values = np.asarray(jax.jit(jax.vmap(field(network, params)))(z), float)
     process = system.process
     target = jax.vmap(lambda z: exact.score(z) - process.drift(z) / process.diffusion)(z)
