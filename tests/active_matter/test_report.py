@@ -140,24 +140,39 @@ def test_orbits_of_the_data_begin_at_rest_on_the_axis(page, out):
 
 
 @pytest.mark.slow
-def test_ring_and_crystal_side_by_side(tmp_path_factory, tmp_path, capsys):
-    ring = train(tmp_path_factory, "ring")
-    crystal = train(tmp_path_factory, "crystal", "--particles 3 --heads 2 --linear-samples 16")
-    page = report([ring, crystal], tmp_path / "report", 64)
-    names = {path.stem for path in (tmp_path / "report").glob("*.png")}
-    assert names == {"curves"} | {f"ring_{x}" for x in PICTURES} | {f"crystal_{x}" for x in MANY}
-    flow = {name: cells for name, *cells in page.tables[2][1:]}
-    assert flow["centre of the flow (x, g)"][2] == "(3.700, -0.100)"
-    header, _, row = page.tables[0]
+def test_the_same_run_twice_agrees_with_evaluate(tmp_path_factory, tmp_path, capsys):
+    run = train(tmp_path_factory, "trap")
+    page = report([run, run], tmp_path / "report", 64)
+    pictures = {path.name for path in (tmp_path / "report").glob("*.png")}
+    assert len(pictures) == 1 + 2 * len(PICTURES)
+    header, row, _ = page.tables[0]
     capsys.readouterr()
-    main(["evaluate", str(crystal), "--json", "--samples", "64"])
+    main(["evaluate", str(run), "--json", "--samples", "64"])
     values = json.loads(capsys.readouterr().out)
     row = dict(zip(header, row, strict=True))
     for cell, name in (("entropy production", "epr"), ("at least", "epr_lower_bound")):
         assert row[cell] == f"{values[name]:.4f} ± {values[f'{name}_standard_error']:.4f}"
-    checks = {name: cells for name, *cells in page.tables[3][1:]}
+    checks = {name: cells for name, *cells in page.tables[1][1:]}
     assert float(checks["v.D⁻¹v"][0]) == pytest.approx(values["epr"], abs=6e-5)
     assert float(checks["div v + v.s"][1]) == pytest.approx(values["residual_std"], abs=6e-5)
+
+
+@pytest.mark.slow
+def test_crystal_has_pictures_of_its_particles(tmp_path_factory, tmp_path):
+    run = train(tmp_path_factory, "crystal", "--particles 3 --heads 2 --linear-samples 16")
+    report([run], tmp_path / "report", 16)
+    names = {path.stem for path in (tmp_path / "report").glob("*.png")}
+    assert names == {"curves"} | MANY
+
+
+@pytest.mark.slow
+def test_ring_beside_the_exact_and_the_published_flow(tmp_path_factory, tmp_path):
+    page = report([train(tmp_path_factory, "ring")], tmp_path / "report", 64)
+    names = {path.stem for path in (tmp_path / "report").glob("*.png")}
+    assert names == {"curves"} | PICTURES
+    flow = {name: cells for name, *cells in page.tables[2][1:]}
+    assert flow["centre of the flow (x, g)"][2] == "(3.700, -0.100)"
+    assert flow["orbit through (8, 1.5): period"][1] == "120.9"
 
 
 def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
