@@ -37,7 +37,7 @@ def maps(subject: Subject) -> list[Plot]:
 
     def all_of(fields: Fields, bins: tuple[int, int]) -> dict[Quantity, Map]:
         values = np.stack([local(fields, q) for q in QUANTITIES], -1)
-        edges, density, mean = binned(points, values, bins=bins, bounds=plane.bounds)
+        edges, density, mean = binned(points, values, bins=bins, bounds=np.asarray(plane.bounds))
         return {q: Map(edges, density, mean[..., i]) for i, q in enumerate(QUANTITIES)}
 
     ours = all_of(subject.ours, _MEANS[flat])

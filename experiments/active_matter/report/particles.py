@@ -45,7 +45,8 @@ def _snapshot(subject: Subject) -> Plot:
     ax = figure.axes[0]
     ax.set_ylabel("y")
     arrows = {"angles": "xy", "width": 0.005, "color": "#D55E00", "zorder": 3, "clip_on": False}
-    ax.quiver(*z[0].T, *v[0].T, **arrows)
+    # The layout is not to make room for arrows that point out of the panel.
+    ax.quiver(*z[0].T, *v[0].T, **arrows).set_in_layout(False)
     return Plot(
         "particles",
         "One snapshot",

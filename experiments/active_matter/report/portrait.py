@@ -94,7 +94,7 @@ def _starts(subject: Subject, plane: Plane) -> np.ndarray:
 def histogram(subject: Subject, plane: Plane) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Density of the samples in bins, and the bins' edges."""
     points = coordinates(subject.system, subject.snapshots)
-    found = binned(points, points[:, 0], bins=_BINS, bounds=plane.bounds)
+    found = binned(points, points[:, 0], bins=_BINS, bounds=np.asarray(plane.bounds))
     return found.density, found.edges
 
 
