@@ -15,6 +15,7 @@ COMMANDS = (
     f"evaluate {RUNS}/trap",
     f"train ring {RUNS}/ring --steps 1500 --trajectories 8192",
     f"evaluate {RUNS}/ring --samples 32768",
+    f"report {RUNS}/trap {RUNS}/ring --samples 8192",
 )
 
 

@@ -100,7 +100,7 @@ def test_trains_and_evaluates_on_a_file(tmp_path, capsys):
 
 
 BAD = [
-    ("trian", "command must be one of demo, train, evaluate, simulate, got 'trian'"),
+    ("trian", "command must be one of demo, train, evaluate, report, simulate, got 'trian'"),
     ("train", "expected train SYSTEM RUN"),
     ("train cluser {new}", "system must be one of trap, crystal, ring, cluster, got 'cluser'"),
     ("train crystal {new} --particles 1", "crystal needs 2 to 400 particles, got 1"),
@@ -146,4 +146,4 @@ def test_checkpoint_of_another_system(finished, tmp_path, capsys):
     (other / "checkpoints").symlink_to(finished / "checkpoints")
     (other / "config.json").write_text(json.dumps({**config, "particles": 4}))
     message = refused(capsys, f"evaluate {other}")
-    assert "the checkpoint is not of the system and network of its config" in message
+    assert "a checkpoint of another system or network than its config says" in message

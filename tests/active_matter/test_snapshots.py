@@ -1,5 +1,7 @@
 """Files of snapshots: what is written is read back, and nothing else is taken for it."""
 
+from typing import Any
+
 import gsd.hoomd
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def crystal():
 def test_other_programs_find_what_they_expect(written):
     with gsd.hoomd.open(str(written)) as frames:
         assert len(frames) == 6
-        frame = frames[3]
+        frame: Any = frames[3]
         assert frame.particles.types == ["crystal"]
         assert frame.configuration.dimensions == 2
         assert frame.particles.position.shape == (4, 3)
