@@ -50,6 +50,8 @@ class RareEvent(Generic[F]):
         """Draws from the nominal distribution that would give the same relative error."""
         if not self.probability:
             return math.inf
+        if not self.relative_error:
+            return 0.0
         return (1 - self.probability) / self.probability / self.relative_error**2
 
 

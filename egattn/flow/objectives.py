@@ -2,8 +2,8 @@
 
 Each takes one sample and returns an array of its shape: the term of each component. Their sum, or a
 weighted sum, is the loss; its mean over the batch is what to minimise. Minus the expectation is a
-lower bound, whatever the network, see each function; `egattn.flow.bound` has that of the entropy
-production.
+lower bound, whatever the network, see each function; `egattn.flow.Production.bound` is that of the
+entropy production.
 """
 
 from functools import partial

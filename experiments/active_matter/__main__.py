@@ -61,7 +61,7 @@ def demo(args: Sequence[str]) -> None:
 
     if args:
         raise ValueError(f"demo takes no arguments, got {' '.join(args)}")
-    demo(main)
+    demo(lambda words: _COMMANDS[words[0]](words[1:]))
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -76,8 +76,12 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 def _system(args: Sequence[str], usage: str) -> tuple[str, Sequence[str]]:
     from experiments.active_matter.systems import DEFAULTS
 
-    if not args or args[0] in ("-h", "--help"):
+    if not args:
         raise ValueError(f"expected {usage}, with SYSTEM one of {', '.join(DEFAULTS)}")
+    if args[0] in ("-h", "--help"):
+        names = ", ".join(DEFAULTS)
+        print(f"usage: python -m {_PROGRAM} {usage}\nSYSTEM is one of {names}; its options follow:")
+        args = [next(iter(DEFAULTS)), *args]
     if args[0] not in DEFAULTS:
         raise ValueError(f"system must be one of {', '.join(DEFAULTS)}, got {args[0]!r}")
     return args[0], args[1:]
@@ -96,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         quiet()
         if args[0] not in _COMMANDS:
             raise ValueError(f"command must be one of {', '.join(_COMMANDS)}, got {args[0]!r}")
+        if args[0] == "demo" and {"-h", "--help"} & set(args):
+            print(demo.__doc__)
+            return
         _COMMANDS[args[0]](args[1:])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from experiments.active_matter.measure import Measure, Measured, in_words
-from experiments.active_matter.portrait import portrait, portrait_in_words
+from experiments.active_matter.portrait import EXACT, is_published, portrait, portrait_in_words
 from experiments.active_matter.simulation import move, stationary
 from experiments.active_matter.snapshots import read_snapshots
 from experiments.active_matter.systems import System
@@ -67,6 +67,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         z, trajectories = held_out(trained.system, samples, config.seed)
     else:
         z, trajectories = read_snapshots(config.data, trained.system)
+        if not 2 <= trajectories <= len(z):
+            raise ValueError(
+                f"{config.data} has {len(z)} snapshots of {trajectories} trajectories, expected at "
+                "least 2 trajectories: errors are those of independent ones"
+            )
     exact = exact if config.exact is None else config.exact
     return evaluation(trained, z, trajectories, min(exact, len(z)))
 
@@ -80,7 +85,8 @@ def evaluation(trained: Trained, z: Any, trajectories: int, exact: int) -> dict[
         size = trained.system.size
         for name in ("epr", "epr_x", "epr_g"):
             values[f"exact_{name}"] = getattr(known, name) / size
-    if trained.config.system == "ring":
+    if is_published(trained.config):
+        values |= {f"exact_{name}": value for name, value in EXACT.items()}
         values["portrait"] = portrait(trained)
     return values
 

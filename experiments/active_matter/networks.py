@@ -202,9 +202,10 @@ def linear_answer(
         drive = jnp.einsum("nfd,knd->kf", fields, process.drift(z) / process.diffusion)
         return jnp.einsum("nfd,ned->fe", fields, fields), change + drive
 
-    squares, sides = jax.tree.map(
-        lambda x: x.mean(0), jax.vmap(moments)(z, jax.random.split(key, len(z)))
-    )
+    # A few states at a time: flows and their tangents of all would not fit.
+    pairs = z, jax.random.split(key, len(z))
+    found = jax.lax.map(lambda pair: moments(*pair), pairs, batch_size=16)
+    squares, sides = jax.tree.map(lambda x: x.mean(0), found)
     scale = jnp.sqrt(jnp.diag(squares))
     unit = squares / (scale[:, None] * scale) + _RIDGE * jnp.eye(len(scale))
     weights = -jnp.linalg.solve(unit, (sides / scale).T).T / scale

@@ -1,6 +1,7 @@
 """Many independent trajectories at once."""
 
 import functools
+import math
 
 import jax
 from jaxtyping import Array, Float
@@ -22,13 +23,19 @@ def move(
       system: The system.
       z: States.
       key: Random key.
-      time: How far; at least one time step.
-      dt: Time step; the system's by default.
+      time: How far.
+      dt: Longest time step; the system's by default.
     """
-    dt = system.dt if dt is None else dt
-    steps = max(round(time / dt), 1)
+    steps, dt = time_steps(time, system.dt if dt is None else dt)
     one = functools.partial(simulate, system.process, step=dt, steps=steps, every=steps)
     return jax.vmap(lambda z, key: one(z, key)[0])(z, jax.random.split(key, len(z)))
+
+
+def time_steps(time: float, longest: float) -> tuple[int, float]:
+    """Number and length of equal time steps that make up a time."""
+    # Rounding must not make one more of them.
+    steps = max(math.ceil(time / longest - 1e-6), 1)
+    return steps, time / steps
 
 
 def stationary(

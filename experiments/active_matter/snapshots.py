@@ -11,16 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import gsd.hoomd
 import jax
 import numpy as np
 import tyro
 from jaxtyping import Float
 from rich.progress import track
 
+from egattn._extras import import_extra
 from egattn.run.lines import replaced
-from experiments.active_matter.simulation import move, stationary
+from experiments.active_matter.simulation import move, stationary, time_steps
 from experiments.active_matter.systems import DEFAULTS, Name, System, SystemConfig, make_system
+
+
+def _gsd() -> Any:
+    return import_extra("gsd.hoomd", "flow", "a file of snapshots")
+
 
 # What a frame says of its system, beside its name and sizes.
 _LOGGED = ("speed", "noise", "packing")
@@ -86,34 +91,33 @@ def simulate(config: SimulateConfig) -> None:
     if config.file.exists():
         raise FileExistsError(f"{config.file} exists; remove it, or name another file")
     system = make_system(config.of_system())
-    steps = track(_trajectories(config, system), "simulating", config.times)
-    with replaced(config.file) as file, gsd.hoomd.open(file.name, "w") as frames:
+    spacing = system.spacing if config.spacing is None else config.spacing
+    steps = track(_trajectories(config, system, spacing), "simulating", config.times)
+    gsd = _gsd()
+    with replaced(config.file) as file, gsd.open(file.name, "w") as frames:
         for index, z in enumerate(steps):
-            log = {"time": index * _spacing(config, system), "seed": config.seed, "dt": system.dt}
+            log = {"time": index * spacing, "seed": config.seed}
+            log["dt"] = time_steps(spacing, system.dt)[1]
             log["trajectories"] = config.trajectories
             frames.extend(_frame(system, state, log) for state in z)
     print(f"{config.file}: {config.times * config.trajectories} frames of {config.system}")
 
 
-def _spacing(config: SimulateConfig, system: System) -> float:
-    return system.spacing if config.spacing is None else config.spacing
-
-
-def _trajectories(config: SimulateConfig, system: System) -> Iterator[np.ndarray]:
+def _trajectories(config: SimulateConfig, system: System, spacing: float) -> Iterator[np.ndarray]:
     """States of all trajectories, [trajectories, 2, N, d], time after time."""
-    key, spacing = jax.random.key(config.seed), _spacing(config, system)
+    key = jax.random.key(config.seed)
     z = jax.jit(lambda key: stationary(system, key, config.trajectories))(key)
-    on = jax.jit(lambda z, key: move(system, z, key, spacing, min(system.dt, spacing)))
+    on = jax.jit(lambda z, key: move(system, z, key, spacing))
     yield np.asarray(z)
     for index in range(1, config.times):
         z = on(z, jax.random.fold_in(key, index))
         yield np.asarray(z)
 
 
-def _frame(system: System, z: np.ndarray, log: dict[str, Any]) -> gsd.hoomd.Frame:
+def _frame(system: System, z: np.ndarray, log: dict[str, Any]) -> Any:
     x = z[0] - _middle(system)
     side = 2 * float(np.abs(x).max()) + 2 if system.period is None else system.period
-    frame = gsd.hoomd.Frame()
+    frame = _gsd().Frame()
     frame.particles.N = system.particles
     frame.particles.types = [system.config.name]
     frame.particles.position = _in_space(x)
@@ -149,10 +153,11 @@ def read_snapshots(
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
+    gsd = _gsd()
     try:
-        with gsd.hoomd.open(str(path), "r") as frames:
+        with gsd.open(str(path), "r") as frames:
             states = [_state(path, index, frame, system) for index, frame in enumerate(frames)]
-            trajectories = int(frames[0].log["system/trajectories"][0]) if states else 0
+            trajectories = int(frames[0].log.get("system/trajectories", [0])[0]) if states else 0
     except (RuntimeError, OSError) as error:
         raise ValueError(f"{path} is not a gsd file that can be read: {error}") from None
     if len(states) < 2:
@@ -160,7 +165,7 @@ def read_snapshots(
     return np.stack(states), trajectories
 
 
-def _state(path: Path, index: int, frame: gsd.hoomd.Frame, system: System) -> np.ndarray:
+def _state(path: Path, index: int, frame: Any, system: System) -> np.ndarray:
     where = f"{path}: frame {index}"
     found = (frame.particles.types[0], frame.particles.N)
     expected = (system.config.name, system.particles)

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -182,9 +183,8 @@ class _Training:
 
 
 def average(old: PyTree, new: PyTree, decay: float, index: Any) -> PyTree:
-    """Exponential moving average; over the few first steps the plain one."""
-    # Otherwise short runs would average over where they began.
-    share = 1 - jnp.minimum(decay, (1.0 + index) / (10.0 + index))
+    """Exponential moving average over the steps there were: the weights of those add up to 1."""
+    share = (1 - decay) / -jnp.expm1((index + 1) * math.log(decay))
     return jax.tree.map(lambda a, b: a + share * (b - a), old, new)
 
 

@@ -50,6 +50,7 @@ def write_report(config: ReportConfig) -> Path:
     command += ["--out", str(config.out)]
     if config.samples is not None:
         command += ["--samples", str(config.samples)]
+    command += ["--seed", str(config.seed)]
     with replaced_report(config.out) as directory:
         with drawing():
             plots = draw(subjects)

@@ -16,6 +16,7 @@ from egattn.run.lines import read_lines
 from experiments.active_matter.config import TrainConfig
 from experiments.active_matter.evaluation import SAMPLES, evaluation, held_out
 from experiments.active_matter.fokker_planck import Solution, solve
+from experiments.active_matter.portrait import is_published
 from experiments.active_matter.report.fields import Fields, exact, measured
 from experiments.active_matter.systems import System
 from experiments.active_matter.trained import load
@@ -77,7 +78,8 @@ def read_subjects(runs: Sequence[Path], samples: int | None, seed: int) -> list[
 
     Raises:
       FileNotFoundError: If one is not a run, or has no checkpoint.
-      ValueError: If there is none, or one is a run of something else.
+      ValueError: If there is none, or one is a run of something else, or of a ring that is not the
+        published one.
     """
     if not runs:
         raise ValueError("expected at least one run directory, got none")
@@ -91,6 +93,11 @@ def read_subjects(runs: Sequence[Path], samples: int | None, seed: int) -> list[
 
 def _subject(label: str, run: Path, trained: Any, samples: int | None, seed: int) -> Subject:
     name = trained.config.system
+    if name == "ring" and not is_published(trained.config):
+        raise ValueError(
+            f"{run} is a ring with speed {trained.config.speed} and noise {trained.config.noise}; "
+            "the exact answers that the report shows are those of speed 0.25 and noise 0.1"
+        )
     count, differentiated = SAMPLES[name]
     count = count if samples is None else samples
     differentiated = min(differentiated, count)
