@@ -5,6 +5,7 @@ Needs the standard library only, so that a command can listen before it imports 
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -186,14 +187,12 @@ def silence() -> None:
 
 def _end(line: str, status: int) -> None:
     """Ends the process although its main thread may be anywhere, and nobody reads its output."""
-    with contextlib.suppress(RuntimeError):
-        limit = threading.Timer(1, os._exit, [status])
-        limit.daemon = True
-        limit.start()
-    if status == 0 and sys.__stdout__ is not None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.__stdout__.flush()
     # Not through sys.stderr, which may be replaced for a while, say where arguments are parsed.
+    stream = 2 if status else 1
     with contextlib.suppress(OSError):
-        os.write(2 if status else 1, f"{line}\n".encode())
+        if select.select([], [stream], [], 1)[1]:
+            if status == 0 and sys.__stdout__ is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    sys.__stdout__.flush()
+            os.write(stream, f"{line}\n".encode())
     os._exit(status)
