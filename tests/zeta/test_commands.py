@@ -102,6 +102,12 @@ BAD = {
     "rare --eps -1": "expected eps > 0, got -1",
     "rare --box 0 1 30 10": "from low to high",
     "frequency --eps 0": "expected eps > 0",
+    "zeros --bxo 0.1 0.9 10 20": "--box",
+    "zeros --box 0.1 0.9 ten 20": "ten",
+    "zeros --box 0.1 0.9 10": "--box",
+    "zeros --evaluator siegel": "euler-maclaurin",
+    "control 80 90": "unknown argument '80'",
+    "zero": "command must be one of demo, zeros, control",
 }
 
 
@@ -110,9 +116,19 @@ def test_bad_input_is_one_line_and_status_two(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main(command.split())
     assert stop.value.code == 2
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("experiments.zeta: ")
+    name = command.split()[0]
+    before, message = capsys.readouterr().err.split(f"experiments.zeta {name}: ")
+    # What every command prints stays above it, where the words are understood.
+    assert set(before.splitlines()) <= set(LIMITS)
     assert BAD[command] in message
+    assert message.endswith("\n")
+    assert message.count("\n") == 1
+
+
+def test_help_lists_the_commands(capsys):
+    out, _ = run("--help", capsys)
+    assert out.count("\n") == 9
+    assert "Zeros of zeta in a box" in out
 
 
 def test_a_directory_with_other_things_is_not_replaced(tmp_path, capsys):
