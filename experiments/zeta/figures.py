@@ -14,6 +14,7 @@ from experiments.zeta.functions import DAVENPORT_HEILBRONN, ZETA, DirichletSerie
 from experiments.zeta.search import ELITES, ROUNDS, SAMPLES, cross_entropy, even_windows, windows
 
 _SEARCHED = Box(0.05, 0.95, 10, 50)
+_CONTRACTED = Box(0.05, 0.95, 10, 102)
 _ONE = Box(0.05, 0.95, 13.5, 15.0)
 _LONG = 40
 _CONTRACTION = 0.382
@@ -56,8 +57,8 @@ def landscape(seed: int) -> Plot:
 
 def contraction(seed: int) -> Plot:
     """The level of the elite against rounds."""
-    parts = even_windows(Box(0.05, 0.95, 10, 102), 1.0)
-    best = cross_entropy(EulerMaclaurin(ZETA, 102), parts, seed, rounds=_LONG)
+    parts = even_windows(_CONTRACTED, 1.0)
+    best = cross_entropy(EulerMaclaurin(ZETA, _CONTRACTED.t_high), parts, seed, rounds=_LONG)
     levels = np.asarray(best.levels)
     found = levels[:, -1] < 1e-8
     figure = canvas(WIDTH, 3.4)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.zeta import balls
+from experiments.zeta import balls, figures, precision, rare, report
 from experiments.zeta.__main__ import main
 from experiments.zeta.box import Box
 from experiments.zeta.functions import ZETA
@@ -71,7 +71,18 @@ def test_frequency(capsys):
     assert len(values["interval"]) == 2
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Fewer samples: what the numbers are is for the other tests to say."""
+    monkeypatch.setattr(rare, "SAMPLES", 1000)
+    monkeypatch.setattr(report, "_SAMPLES", (1000, 10_000))
+    monkeypatch.setattr(report, "_RUNS", 4)
+    monkeypatch.setattr(precision, "BITS", (10, 14, 20))
+    monkeypatch.setattr(figures, "_CONTRACTED", figures._SEARCHED)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_demo(tmp_path, capsys):
     out, _ = run(f"demo --out {tmp_path / 'zeta'}", capsys)
     assert out.splitlines()[:2] == list(LIMITS)
@@ -79,7 +90,7 @@ def test_demo(tmp_path, capsys):
     written = {path.name for path in (tmp_path / "zeta").iterdir()}
     pictures = {"landscape", "contraction", "control", "rare", "law", "bits"}
     expected = {f"{name}.{kind}" for name in pictures for kind in ("png", "csv")}
-    assert written == expected | {"index.html", "search.gif"}
+    assert written == expected | {"index.html", "search.gif", "search.csv"}
     page = (tmp_path / "zeta" / "index.html").read_text()
     assert page.count('src="data:image/png') == 6
     assert page.count('src="data:image/gif') == 1
