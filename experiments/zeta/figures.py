@@ -128,6 +128,7 @@ def rare_levels(results: list[rare.Result]) -> Plot:
             *([index], [result.ratio], [4 * result.standard_error / result.exact]),
             fmt="o",
             capsize=4,
+            color=run_style(index)["color"],
         )
         rows += [(result.eps, n, level) for n, level in enumerate(result.levels, 1)]
     ax.set(yscale="log", xlabel="level", ylabel="threshold of |zeta|")
@@ -177,7 +178,8 @@ def bits(result: precision.Result) -> Plot:
     ax.set(yscale="log", xlabel="mantissa bits", ylabel="rms error of zeta")
     for index, (name, sigmas) in enumerate(result.sigmas.items()):
         places, counts = np.unique(sigmas, return_counts=True)
-        beside.bar(places + (index - 0.5) * 0.012, counts, 0.012, label=name)
+        colour = run_style(index)["color"]
+        beside.bar(places + (index - 0.5) * 0.012, counts, 0.012, label=name, color=colour)
     beside.set(xlabel="sigma, rounded to 6 bits", ylabel="reported zeros", xlim=(0, 1))
     beside.legend()
     return Plot(
