@@ -96,7 +96,11 @@ def test_weighted_moments(rng):
     np.testing.assert_allclose(fit.mean, mean, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", [TRUNCATED, EXPONENTIAL, fitted_mixture()])
+@pytest.mark.parametrize(
+    "family",
+    [TRUNCATED, EXPONENTIAL, pytest.param(fitted_mixture(), marks=pytest.mark.slow)],
+    ids=lambda family: type(family).__name__,
+)
 def test_without_weights_nothing_moves(family):
     x = jnp.ones((10, 2))
     fit = family.fitted(jax.random.key(0), x, jnp.full(10, -jnp.inf), 1.0)

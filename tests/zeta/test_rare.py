@@ -38,6 +38,7 @@ class TestMixture:
             np.testing.assert_allclose(means, ZEROS[:3], atol=5e-3)
             assert event.hits > 0.7 * event.draws
 
+    @pytest.mark.slow
     def test_result(self):
         result = run(BOX, 1e-6)
         assert result.reached

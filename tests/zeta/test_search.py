@@ -99,6 +99,7 @@ def test_lehmer():
     assert np.mean(cost) <= 600
 
 
+@pytest.mark.slow
 def test_a_box_that_ten_passes_do_not_empty_is_cut(monkeypatch):
     """C5: certified bisection."""
     monkeypatch.setattr(search, "_HEIGHT", 100.0)
