@@ -80,7 +80,7 @@ def speeds(config: Config) -> list[dict[str, Any]]:
             (f"eta series, float32, {eta.terms} terms", eta, config.points // 100),
         ):
             rate = _rate(evaluator, centre, count, config)
-            row = {"at": name, "evaluator": label, "points/s": f"{rate:.2e}"}
+            row: dict[str, Any] = {"at": name, "evaluator": label, "points/s": f"{rate:.2e}"}
             if config.teraflops and evaluator is eta:
                 bound = config.teraflops * 1e12 / (_FLOP_PER_TERM * eta.terms)
                 row["share of the bound"] = digits(rate / bound)
@@ -169,7 +169,10 @@ def _cma(f: Callable, low: np.ndarray, high: np.ndarray, budget: int, seed: int)
     while not strategy.stop():
         points = strategy.ask()
         strategy.tell(points, list(f(np.array(points))))
-    return strategy.result.evaluations, strategy.result.xbest
+    best = strategy.result.xbest
+    # None before the first generation only.
+    assert best is not None
+    return strategy.result.evaluations, best
 
 
 def _cmaes(f: Callable, low: np.ndarray, high: np.ndarray, budget: int, seed: int):

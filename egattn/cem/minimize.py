@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,6 @@ from jaxtyping import Array, Float
 
 from egattn.cem.families import Family
 from egattn.cem.sharding import check_samples, split_samples
-
-F = TypeVar("F", bound=Family)
 
 
 class Minimum(NamedTuple):
@@ -40,7 +38,7 @@ class Minimum(NamedTuple):
 )
 def minimize(
     f: Callable[..., Float[Array, " samples"]],
-    start: F,
+    start: Family,
     key: Array,
     args: tuple[Any, ...] = (),
     *,
@@ -76,7 +74,7 @@ def minimize(
     """
     _check(rounds, samples, elites, smoothing, mesh)
 
-    def one_round(state: tuple[F, Array, Array], key: Array):
+    def one_round(state: tuple[Family, Array, Array], key: Array):
         family, x, value = state
         draw, fit = jax.random.split(key)
         points = split_samples(family.sample(draw, samples), mesh)

@@ -8,7 +8,7 @@ from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-from egattn.cem.families import Uniform
+from egattn.cem.families import Uniform, weighted_sum
 
 _STEPS, _STARTS = 10, 16
 # Components below this share would have means of 0 / 0.
@@ -61,8 +61,8 @@ class GaussianMixture(NamedTuple):
             )
         centre = jnp.broadcast_to((low + high) / 2, (components, low.shape[0]))
         spread = jnp.broadcast_to(high - low, centre.shape)
-        defensive = jnp.asarray(defensive, low.dtype)
-        return cls(low, high, defensive, jnp.zeros(components, low.dtype), centre, spread)
+        share = jnp.asarray(defensive, low.dtype)
+        return cls(low, high, share, jnp.zeros(components, low.dtype), centre, spread)
 
     def sample(self, key: Array, count: int) -> Float[Array, "samples dims"]:
         """See `Family`; samples may lie outside of the box."""
@@ -128,7 +128,8 @@ class GaussianMixture(NamedTuple):
 
         def attempt(start: Self) -> tuple[Self, Array]:
             member = start._refined(x, fitting)
-            return member, jax.nn.softmax(choosing) @ logsumexp(member._joint(x), axis=-1)
+            log_p = logsumexp(member._joint(x), axis=-1)
+            return member, weighted_sum("n,n->", jax.nn.softmax(choosing), log_p)
 
         members, fits = jax.lax.map(attempt, starts)
         # Before the first fit the member itself has no density anywhere.
@@ -152,7 +153,8 @@ class GaussianMixture(NamedTuple):
             # Where all samples are one point, none is away.
             near = jnp.log(jnp.stack(away).min(0) + jnp.finfo(x.dtype).tiny)
         share = jax.nn.softmax(log_weights)
-        spread = jnp.sqrt(share @ (x - share @ x) ** 2) / components
+        square = (x - weighted_sum("n,nd->d", share, x)) ** 2
+        spread = jnp.sqrt(weighted_sum("n,nd->d", share, square)) / components
         return self._replace(
             weight=jnp.full_like(self.weight, 1 / components),
             mean=jnp.stack(means),
@@ -167,8 +169,8 @@ class GaussianMixture(NamedTuple):
         mass = share.sum(0)
         alive = (mass > jnp.finfo(x.dtype).eps)[:, None]
         divisor = jnp.where(alive, mass[:, None], 1)
-        mean = jnp.where(alive, share.T @ x / divisor, self.mean)
-        square = jnp.einsum("nk,nkd->kd", share, (x[:, None] - mean) ** 2)
+        mean = jnp.where(alive, weighted_sum("nk,nd->kd", share, x) / divisor, self.mean)
+        square = weighted_sum("nk,nkd->kd", share, (x[:, None] - mean) ** 2)
         weight = jnp.maximum(mass, _LEAST)
         return self._replace(
             weight=weight / weight.sum(),

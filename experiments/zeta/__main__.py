@@ -10,16 +10,18 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import tyro
 
 from egattn.run import command_line
+from egattn.run.options import parse
 from experiments.zeta import frequency, precision, rare, report, zeros
 from experiments.zeta.box import Box
 from experiments.zeta.functions import DAVENPORT_HEILBRONN, ZETA
 from experiments.zeta.statement import LIMITS
+
+_PROGRAM = "experiments.zeta"
 
 Numbers = tuple[float, float, float, float]
 
@@ -97,21 +99,28 @@ class Demo(_Common):
     """Directory of the report."""
 
 
-Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Zeros, tyro.conf.subcommand("zeros")]
-    | Annotated[Control, tyro.conf.subcommand("control")]
-    | Annotated[Rare, tyro.conf.subcommand("rare")]
-    | Annotated[Frequency, tyro.conf.subcommand("frequency")]
-    | Annotated[Precision, tyro.conf.subcommand("precision")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-)
+_COMMANDS: dict[str, type[_Common]] = {
+    "demo": Demo,
+    "zeros": Zeros,
+    "control": Control,
+    "rare": Rare,
+    "frequency": Frequency,
+    "precision": Precision,
+    "report": Report,
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0."""
-    with command_line("experiments.zeta", ends_process=args is None):
-        config = tyro.cli(Command, args=args, prog="experiments.zeta", description=__doc__)
+    words = list(sys.argv[1:] if args is None else args)
+    with command_line(" ".join([_PROGRAM, *words[:1]]), ends_process=args is None):
+        if not words or words[0] in ("-h", "--help"):
+            print(f"usage: python -m {_PROGRAM} COMMAND; COMMAND --help lists the options\n")
+            print("\n".join(f"  {name:9s} {kind.__doc__}" for name, kind in _COMMANDS.items()))
+            return 0
+        if words[0] not in _COMMANDS:
+            raise ValueError(f"command must be one of {', '.join(_COMMANDS)}, got {words[0]!r}")
+        config = parse(f"{_PROGRAM} {words[0]}", _COMMANDS[words[0]], words[1:])
         with jax.enable_x64(True):
             # Beside an object, the two lines must not stand in its way.
             for line in LIMITS:

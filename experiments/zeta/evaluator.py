@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Array, Bool, Float
 
 from experiments.zeta.box import Box
@@ -47,7 +48,10 @@ class Trust(NamedTuple):
 class Evaluator(Protocol):
     """A way to compute a function near anchors."""
 
-    trust: Trust
+    @property
+    def trust(self) -> Trust:
+        """Where it may be used."""
+        ...
 
     def tables(self, anchors: Float[np.ndarray, " windows"]) -> NamedTuple:
         """What `values` needs for each anchor: arrays [W, ...]."""
@@ -69,7 +73,9 @@ def modulus(values: Values) -> Float[Array, " points"]:
     return jnp.hypot(*values)
 
 
-def at(evaluator: Evaluator, s: np.ndarray, anchor: float | None = None) -> np.ndarray:
+def at(
+    evaluator: Evaluator, s: npt.ArrayLike, anchor: float | None = None
+) -> npt.NDArray[np.complex128]:
     """The function at complex points.
 
     Args:
@@ -83,7 +89,7 @@ def at(evaluator: Evaluator, s: np.ndarray, anchor: float | None = None) -> np.n
     s = np.atleast_1d(np.asarray(s, np.complex128))
     t0 = (s.imag.min() + s.imag.max()) / 2 if anchor is None else anchor
     evaluator.trust.check(Box(s.real.min(), s.real.max(), s.imag.min(), s.imag.max()))
-    (table,) = _rows(evaluator.tables(np.array([t0])))
+    table = jax.tree.map(lambda leaf: leaf[0], evaluator.tables(np.array([t0])))
     re, im = _values(evaluator, table, jnp.asarray(np.stack([s.real - 0.5, s.imag - t0], -1)))
     values = np.asarray(re, np.float64) + 1j * np.asarray(im, np.float64)
     if np.isnan(values).any():
@@ -94,7 +100,3 @@ def at(evaluator: Evaluator, s: np.ndarray, anchor: float | None = None) -> np.n
 @functools.partial(jax.jit, static_argnames="evaluator")
 def _values(evaluator: Evaluator, table: NamedTuple, offsets: Array) -> Values:
     return evaluator.values(table, offsets)
-
-
-def _rows(tables: NamedTuple) -> list[NamedTuple]:
-    return [type(tables)(*row) for row in zip(*tables, strict=True)]

@@ -14,6 +14,7 @@ from experiments.zeta.functions import DAVENPORT_HEILBRONN, ZETA, DirichletSerie
 from experiments.zeta.search import ELITES, ROUNDS, SAMPLES, cross_entropy, even_windows, windows
 
 _SEARCHED = Box(0.05, 0.95, 10, 50)
+_CONTRACTED = Box(0.05, 0.95, 10, 102)
 _ONE = Box(0.05, 0.95, 13.5, 15.0)
 _LONG = 40
 _CONTRACTION = 0.382
@@ -56,8 +57,8 @@ def landscape(seed: int) -> Plot:
 
 def contraction(seed: int) -> Plot:
     """The level of the elite against rounds."""
-    parts = even_windows(Box(0.05, 0.95, 10, 102), 1.0)
-    best = cross_entropy(EulerMaclaurin(ZETA, 102), parts, seed, rounds=_LONG)
+    parts = even_windows(_CONTRACTED, 1.0)
+    best = cross_entropy(EulerMaclaurin(ZETA, _CONTRACTED.t_high), parts, seed, rounds=_LONG)
     levels = np.asarray(best.levels)
     found = levels[:, -1] < 1e-8
     figure = canvas(WIDTH, 3.4)
@@ -127,6 +128,7 @@ def rare_levels(results: list[rare.Result]) -> Plot:
             *([index], [result.ratio], [4 * result.standard_error / result.exact]),
             fmt="o",
             capsize=4,
+            color=run_style(index)["color"],
         )
         rows += [(result.eps, n, level) for n, level in enumerate(result.levels, 1)]
     ax.set(yscale="log", xlabel="level", ylabel="threshold of |zeta|")
@@ -176,7 +178,8 @@ def bits(result: precision.Result) -> Plot:
     ax.set(yscale="log", xlabel="mantissa bits", ylabel="rms error of zeta")
     for index, (name, sigmas) in enumerate(result.sigmas.items()):
         places, counts = np.unique(sigmas, return_counts=True)
-        beside.bar(places + (index - 0.5) * 0.012, counts, 0.012, label=name)
+        colour = run_style(index)["color"]
+        beside.bar(places + (index - 0.5) * 0.012, counts, 0.012, label=name, color=colour)
     beside.set(xlabel="sigma, rounded to 6 bits", ylabel="reported zeros", xlim=(0, 1))
     beside.legend()
     return Plot(

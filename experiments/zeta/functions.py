@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Complex, Float
+import numpy.typing as npt
+from jaxtyping import Float
 from scipy.special import loggamma
 
 
@@ -38,7 +39,7 @@ class DirichletSeries:
     def theta(self, t: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         """Angle that makes exp(i theta) f(1/2 + i t) real."""
         t = np.asarray(t, np.float64)
-        gamma: Complex[np.ndarray, ...] = loggamma((0.5 + self.parity + 1j * t) / 2)
+        gamma: npt.NDArray[np.complex128] = loggamma((0.5 + self.parity + 1j * t) / 2)
         return gamma.imag + t / 2 * math.log(self.modulus / math.pi)
 
 

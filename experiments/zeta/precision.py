@@ -67,7 +67,8 @@ def run(seed: int = 0) -> Result:
     errors = [rms_error(bits, seed) for bits in BITS]
     low, high = _SLOPE_BITS
     fitted = [(b, e) for b, e in zip(BITS, errors, strict=True) if low <= b <= high]
-    slope = np.polyfit(*np.array([(b, math.log2(e)) for b, e in fitted]).T, 1)[0]
+    bits, sizes = np.array(fitted).T
+    slope = np.polyfit(bits, np.log2(sizes), 1)[0]
     zeros = first_zeros()
     searched = (ZETA, Box(0.05, 0.95, 10, 50)), (DAVENPORT_HEILBRONN, Box(0.05, 0.95, 80, 90))
     return Result(

@@ -25,6 +25,7 @@ _LEHMER = Box(0.05, 0.95, 7004.5, 7005.5)
 _RARE = Box(0, 1, 10, 30)
 _LEVELS = (0.01, 1e-6)
 _FAILING_RUNS = 1
+_SAMPLES, _RUNS = (10_000, 100_000, 1_000_000), 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _collect(seed: int, say: Callable[[str], None]) -> Findings:
     wrong = failures(_RARE, {_LEVELS[0]: exact[_LEVELS[0]]}, _FAILING_RUNS, seed)
     for row in wrong:
         say(f"done wrong, {row.family}: ratio {row.ratio:.3f} after {row.levels} levels")
-    law = frequency.run(_RARE, 0.2, (10_000, 100_000, 1_000_000), 32, seed)
+    law = frequency.run(_RARE, 0.2, _SAMPLES, _RUNS, seed)
     say("\n" + frequency.describe(law) + "\n")
     rounding = precision.run(seed)
     say(precision.describe(rounding) + "\n")

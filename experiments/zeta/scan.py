@@ -54,7 +54,7 @@ def _real_function(function: DirichletSeries, box: Box) -> Callable[[np.ndarray]
     middle = (box.t_low + evaluator.t_high) / 2
 
     def direct(t: np.ndarray) -> np.ndarray:
-        return (np.exp(1j * function.theta(t)) * at(evaluator, 0.5 + 1j * t, middle)).real
+        return np.real(np.exp(1j * function.theta(t)) * at(evaluator, 0.5 + 1j * t, middle))
 
     if function != ZETA or box.t_high <= limit:
         return direct

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Array, Float
 
 from experiments.zeta import balls
@@ -47,7 +48,7 @@ class Taylor:
             check_float64()
         rows = [self._coefficients(float(t)) for t in anchors]
         longest = max(map(len, rows))
-        filled = np.array([np.pad(row, (0, longest - len(row))) for row in rows])
+        filled = np.array([np.pad(row, (0, longest - len(row))) for row in rows], np.complex128)
         radius = np.full(len(rows), self.radius)
         parts = (filled.real, filled.imag, radius)
         return TaylorTable(*(jnp.asarray(x, self.dtype) for x in parts))
@@ -62,7 +63,7 @@ class Taylor:
         inside = u * u + v * v <= table.radius**2 * (1 + 8 * jnp.finfo(u.dtype).eps)
         return jnp.where(inside, re, jnp.nan), jnp.where(inside, im, jnp.nan)
 
-    def _coefficients(self, t0: float) -> np.ndarray:
+    def _coefficients(self, t0: float) -> npt.NDArray[np.complex128]:
         """As many coefficients as the radius needs."""
         terms = 32
         while terms <= _MOST_TERMS:

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from egattn.cem import Exponential, GaussianMixture, TruncatedNormal, Uniform
+from tests.jaxprs import equations
 
 LOW, HIGH = np.array([-1.0, 2.0]), np.array([0.5, 6.0])
 BOX = jnp.asarray(LOW, jnp.float32), jnp.asarray(HIGH, jnp.float32)
@@ -95,12 +96,27 @@ def test_weighted_moments(rng):
     np.testing.assert_allclose(fit.mean, mean, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", [TRUNCATED, EXPONENTIAL, fitted_mixture()])
+@pytest.mark.parametrize(
+    "family",
+    [TRUNCATED, EXPONENTIAL, pytest.param(fitted_mixture(), marks=pytest.mark.slow)],
+    ids=lambda family: type(family).__name__,
+)
 def test_without_weights_nothing_moves(family):
     x = jnp.ones((10, 2))
     fit = family.fitted(jax.random.key(0), x, jnp.full(10, -jnp.inf), 1.0)
     for old, new in zip(family, fit, strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("family", [TRUNCATED, EXPONENTIAL, fitted_mixture()])
+def test_no_accelerator_rounds_the_factors_of_a_fit(family):
+    program = jax.make_jaxpr(family.fitted)(
+        jax.random.key(0), jnp.ones((10, 2)), jnp.zeros(10), 1.0
+    )
+    products = [e for e in equations(program.jaxpr) if e.primitive.name == "dot_general"]
+    assert products
+    for product in products:
+        assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
 
 
 class TestMixture:

@@ -53,11 +53,11 @@ def test_samples_split_over_devices_give_the_same(best):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     split = minimize(cone, START, jax.random.key(0), CENTRE, rounds=20, mesh=mesh, **SIZES)
     np.testing.assert_allclose(split.levels, best.levels, rtol=1e-4, atol=1e-6)
-    text = minimize.lower(
+    compiled = minimize.lower(
         cone, START, jax.random.key(0), CENTRE, rounds=20, mesh=mesh, **SIZES
     ).compile()
     # Every device has an eighth of the samples.
-    assert "f32[25,2]" in text.as_text()
+    assert "f32[25,2]" in str(compiled.as_text())
 
 
 def test_nan_is_the_worst():

@@ -87,6 +87,7 @@ def two_discs(x):
     return jnp.minimum(jnp.hypot(x[:, 0] - 1, x[:, 1]), 2 * jnp.hypot(x[:, 0] + 1, x[:, 1] - 0.5))
 
 
+@pytest.mark.slow
 def test_a_mixture_finds_both_regions():
     box = Uniform(jnp.array([-2.0, -2.0]), jnp.array([2.0, 2.0]))
     eps = 1e-3

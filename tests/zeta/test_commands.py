@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.zeta import balls
+from experiments.zeta import balls, figures, precision, rare, report
 from experiments.zeta.__main__ import main
 from experiments.zeta.box import Box
 from experiments.zeta.functions import ZETA
@@ -71,7 +71,18 @@ def test_frequency(capsys):
     assert len(values["interval"]) == 2
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Fewer samples: what the numbers are is for the other tests to say."""
+    monkeypatch.setattr(rare, "SAMPLES", 1000)
+    monkeypatch.setattr(report, "_SAMPLES", (1000, 10_000))
+    monkeypatch.setattr(report, "_RUNS", 4)
+    monkeypatch.setattr(precision, "BITS", (10, 14, 20))
+    monkeypatch.setattr(figures, "_CONTRACTED", figures._SEARCHED)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_demo(tmp_path, capsys):
     out, _ = run(f"demo --out {tmp_path / 'zeta'}", capsys)
     assert out.splitlines()[:2] == list(LIMITS)
@@ -79,7 +90,7 @@ def test_demo(tmp_path, capsys):
     written = {path.name for path in (tmp_path / "zeta").iterdir()}
     pictures = {"landscape", "contraction", "control", "rare", "law", "bits"}
     expected = {f"{name}.{kind}" for name in pictures for kind in ("png", "csv")}
-    assert written == expected | {"index.html", "search.gif"}
+    assert written == expected | {"index.html", "search.gif", "search.csv"}
     page = (tmp_path / "zeta" / "index.html").read_text()
     assert page.count('src="data:image/png') == 6
     assert page.count('src="data:image/gif') == 1
@@ -102,6 +113,12 @@ BAD = {
     "rare --eps -1": "expected eps > 0, got -1",
     "rare --box 0 1 30 10": "from low to high",
     "frequency --eps 0": "expected eps > 0",
+    "zeros --bxo 0.1 0.9 10 20": "--box",
+    "zeros --box 0.1 0.9 ten 20": "ten",
+    "zeros --box 0.1 0.9 10": "--box",
+    "zeros --evaluator siegel": "euler-maclaurin",
+    "control 80 90": "unknown argument '80'",
+    "zero": "command must be one of demo, zeros, control",
 }
 
 
@@ -110,9 +127,19 @@ def test_bad_input_is_one_line_and_status_two(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main(command.split())
     assert stop.value.code == 2
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("experiments.zeta: ")
+    name = command.split()[0]
+    before, message = capsys.readouterr().err.split(f"experiments.zeta {name}: ")
+    # What every command prints stays above it, where the words are understood.
+    assert set(before.splitlines()) <= set(LIMITS)
     assert BAD[command] in message
+    assert message.endswith("\n")
+    assert message.count("\n") == 1
+
+
+def test_help_lists_the_commands(capsys):
+    out, _ = run("--help", capsys)
+    assert out.count("\n") == 9
+    assert "Zeros of zeta in a box" in out
 
 
 def test_a_directory_with_other_things_is_not_replaced(tmp_path, capsys):

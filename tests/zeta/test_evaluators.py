@@ -83,8 +83,8 @@ class TestRiemannSiegel:
         t = np.linspace(15, 100, 20)
         values = np.array([at(Eta(100), 0.5 + 1j * x)[0] for x in t])
         z = np.exp(1j * theta(t)) * values
-        assert np.abs(z.imag).max() <= 1e-11
-        assert z.real[-1] == pytest.approx(2.6926970566645, abs=1e-11)
+        assert np.abs(np.imag(z)).max() <= 1e-11
+        assert np.real(z)[-1] == pytest.approx(2.6926970566645, abs=1e-11)
         np.testing.assert_allclose(theta(t), ZETA.theta(t), atol=1e-11)
         assert theta(np.array([100.0]))[0] == pytest.approx(87.972165231787, abs=1e-11)
 
@@ -118,7 +118,7 @@ class TestControl:
     def test_functional_equation(self):
         t = np.linspace(10, 90, 30)
         f = at(EulerMaclaurin(DAVENPORT_HEILBRONN, 90), 0.5 + 1j * t)
-        assert np.abs((np.exp(1j * DAVENPORT_HEILBRONN.theta(t)) * f).imag).max() <= 1e-11
+        assert np.abs(np.imag(np.exp(1j * DAVENPORT_HEILBRONN.theta(t)) * f)).max() <= 1e-11
 
     def test_zeros(self):
         s = np.array([OFF_LINE, 1 - OFF_LINE.conjugate(), *(0.5 + 1j * np.array(ON_LINE))])

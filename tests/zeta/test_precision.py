@@ -97,6 +97,7 @@ def test_resolvable(name, height):
     assert resolvable(kind) == height
 
 
+@pytest.mark.slow
 def test_coarse_sigma_puts_zeros_exactly_on_the_line():
     """Q5: on 1/2, or on the step next to where they are."""
     zeta = reported_sigmas(ZETA, Box(0.05, 0.95, 10, 30), 6, 0)

@@ -25,9 +25,10 @@ def test_shares_and_leading_order():
 class TestMixture:
     """R2."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("eps", [0.01, 1e-6])
-    def test_eight_runs(self, eps):
-        for seed in range(8):
+    def test_four_runs(self, eps):
+        for seed in range(4):
             event = estimate(BOX, mixture(BOX, 3), eps, seed)
             assert event.reached
             assert len(event.levels) <= {0.01: 6, 1e-6: 13}[eps]
@@ -37,6 +38,7 @@ class TestMixture:
             np.testing.assert_allclose(means, ZEROS[:3], atol=5e-3)
             assert event.hits > 0.7 * event.draws
 
+    @pytest.mark.slow
     def test_result(self):
         result = run(BOX, 1e-6)
         assert result.reached
@@ -50,18 +52,19 @@ class TestMixture:
 
 
 @pytest.mark.slow
-def test_more_components_than_zeros():
-    event = estimate(BOX, mixture(BOX, 6), 1e-6, 0)
-    assert abs(event.probability - AREAS[1e-6]) <= 4 * event.standard_error
+def test_more_components_than_zeros(monkeypatch):
+    monkeypatch.setattr(rare, "SAMPLES", 1000)
+    event = estimate(BOX, mixture(BOX, 6), 0.01, 0)
+    assert abs(event.probability - AREAS[0.01]) <= 4 * event.standard_error
 
 
 @pytest.mark.slow
-def test_one_normal_stalls():
+def test_one_normal_stalls(monkeypatch):
     """R3: with likelihood ratios a single normal distribution cannot follow three regions."""
-    for seed in range(3):
-        event = estimate(BOX, mixture(BOX, 1), 0.01, seed)
-        assert len(event.levels) == 60
-        assert event.hits < 100
+    monkeypatch.setattr(rare, "SAMPLES", 1000)
+    event = estimate(BOX, mixture(BOX, 1), 0.01, 0)
+    assert len(event.levels) == 60
+    assert event.hits < 100
     event = estimate(BOX, mixture(BOX, 1), 1e-6, 0)
     assert not event.reached
     assert event.probability == 0
@@ -70,13 +73,10 @@ def test_one_normal_stalls():
 @pytest.mark.slow
 def test_without_likelihood_ratios_a_wrong_number_looks_precise():
     """R4: it collapses to one zero and returns that one's share with a small standard error."""
-    collapsed = 0
-    for seed in range(6):
+    for seed in range(3):
         event = estimate(BOX, unweighted(BOX), 0.01, seed)
-        collapsed += (
-            abs(event.probability / AREAS[0.01] - SHARES[0]) < 0.02 and event.relative_error < 0.01
-        )
-    assert collapsed >= 5
+        assert abs(event.probability / AREAS[0.01] - SHARES[0]) < 0.02
+        assert event.relative_error < 0.01
 
 
 @pytest.mark.parametrize(

