@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from egattn.report.document import GENERATOR
@@ -29,13 +29,13 @@ def replaced_report(out: Path) -> Iterator[Path]:
     out = out.resolve()
     check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # The old report leaves last and in one step: until then it stays whole.
-    with (
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.old.") as old,
-        staged_directory(out) as staging,
-    ):
+    # The old report leaves last and in one step: until then it stays whole. It is deleted once the
+    # new one is there.
+    with ExitStack() as stack, staged_directory(out) as staging:
         yield staging
         if out.exists():
+            prefix = f".{out.name}.old."
+            old = stack.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=prefix))
             os.replace(out, Path(old) / "report")
 
 
