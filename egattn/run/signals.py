@@ -43,6 +43,8 @@ class StopRequest:
         """Whether the same command goes on where it was stopped: then a stop is no failure."""
         self._ends_process = ends_process
         self._keeps, self._waiting, self._shared = not ends_process, False, False
+        # Whether the work itself ends, and says so, although it may have left `keeping` since.
+        self._noted = False
         self._listening = threading.current_thread() is threading.main_thread()
         self._before: dict[int, object] = {}
 
@@ -113,6 +115,7 @@ class StopRequest:
                 self._waiting = False
 
     def _handle(self, number: int, _frame) -> None:
+        self._noted = self._noted or self._keeps
         self.name = signal.Signals(number).name
         if self._shared:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -134,7 +137,7 @@ class StopRequest:
             if first is None:
                 return
             name, since = signal.Signals(first).name, time.monotonic()
-            if not self._keeps and not self._shared:
+            if not (self._keeps or self._noted or self._shared):
                 if self.resumes:
                     _end(f"stopped by {name}, nothing to save; the same command continues", 0)
                 _end(f"stopped by {name}", 128 + first)
