@@ -79,7 +79,8 @@ class TrainConfig(RunConfig):
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """AdamW."""
     ema: Literal["none", "0.999", "0.9999"] = "0.999"
-    """Which average of the parameters evaluations use; both are kept."""
+    """Which average of the parameters evaluations use; both are kept. They differ from step 9,000
+    on: before, both are of about the last ninth of the steps."""
     batch_size: int = 256
     """Trajectories per step."""
     trajectories: int = 4096
