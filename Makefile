@@ -43,7 +43,7 @@ active-matter: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet --editable '.[flow]'
 	$(VENV)/bin/python -m experiments.active_matter demo
 
-# Zeros of zeta searched and proved, a control, rare events: two minutes, a page in report/zeta.
+# Zeros of zeta searched and proved, a control, rare events, in minutes: a page in report/zeta.
 zeta: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet --editable '.[zeta]'
 	$(VENV)/bin/python -m experiments.zeta demo

@@ -138,7 +138,10 @@ def _of_one(system: System, velocity: Any, method: Method, z: Array, key: Array)
     process, speed = system.process, system.config.speed
     score = score_of(process, velocity)
     local = production(process, velocity, z, method=method, key=key)
-    drive = lambda z: jnp.stack([speed * z[1], jnp.zeros_like(z[1])])  # noqa: E731
+
+    def drive(z):
+        return jnp.stack([speed * z[1], jnp.zeros_like(z[1])])
+
     s = score(z)
     known = system.drift_divergence(z).sum(-1) - local.system.sum((1, 2))
     div_s = jnp.sum(known / process.diffusion[:, 0, 0])

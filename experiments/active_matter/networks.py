@@ -194,7 +194,10 @@ def linear_answer(
 
     def moments(z, key):
         signs = jax.random.rademacher(key, z.shape, z.dtype)
-        told = lambda z: scaled(system, z, network.config.flow_features).vectors  # noqa: E731
+
+        def told(z):
+            return scaled(system, z, network.config.flow_features).vectors
+
         # Each copy has the divergence by its own variables only.
         fields, along_x = jax.jvp(told, (z,), (signs.at[1].set(0),))
         _, along_g = jax.jvp(told, (z,), (signs.at[0].set(0),))

@@ -134,7 +134,10 @@ class System(NamedTuple):
     @property
     def process(self) -> Process:
         """The system as `egattn.flow` takes it."""
-        kinds = lambda x, g: np.array([x, g])[:, None, None]  # noqa: E731
+
+        def kinds(x, g):
+            return np.array([x, g])[:, None, None]
+
         return Process(
             self.drift,
             diffusion=kinds(self.config.noise, RATE),

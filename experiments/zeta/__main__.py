@@ -93,7 +93,7 @@ class Report(_Common):
 
 @dataclasses.dataclass(frozen=True)
 class Demo(_Common):
-    """Zeros, control, rare events and the report, in two minutes on 2 CPU cores."""
+    """Zeros, control, rare events and the report, in minutes on 2 CPU cores."""
 
     out: Path = Path("report/zeta")
     """Directory of the report."""

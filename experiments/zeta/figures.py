@@ -198,9 +198,14 @@ def search(seed: int) -> Plot:
     """One search, a frame per round."""
     parts = even_windows(_ONE, _ONE.t_high - _ONE.t_low)
     best = cross_entropy(
-        EulerMaclaurin(ZETA, _ONE.t_high), parts, seed, rounds=12, samples=100, elites=10,
+        EulerMaclaurin(ZETA, _ONE.t_high),
+        parts,
+        seed,
+        rounds=12,
+        samples=100,
+        elites=10,
         keep_samples=True,
-    )  # fmt: skip
+    )
     assert best.samples is not None
     samples = np.asarray(best.samples)[0] + [0.5, parts.anchor[0]]
     figure = canvas(4.5, 3.6)

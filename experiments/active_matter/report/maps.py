@@ -119,7 +119,7 @@ def _six(
 
 def colour_map(ax: Axes, plane: Plane, values: np.ndarray, label: str, signed: bool) -> None:
     """One map [x bins, y bins] with its colour bar; empty bins stay white."""
-    figure: Figure = ax.figure  # pyright: ignore[reportAssignmentType]
+    figure: Figure = ax.figure  # pyright: ignore[reportAssignmentType] - no panel lies in a subfigure
     finite = values[np.isfinite(values)]
     top = float(np.quantile(np.abs(finite), 1 - _CLIPPED)) if finite.size else 0.0
     top = top or 1.0
