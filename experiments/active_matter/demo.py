@@ -4,7 +4,8 @@
 
 Hardware: 2 CPU cores, less than 5 minutes. Expected: entropy production of the trap within 2 % of
 0.2667 per degree of freedom, of the ring within 3 % of 0.397, flow centre within 0.2 of
-(3.26, -0.19). The README's trainings take longer and come closer.
+(3.26, -0.19). Seen:
+4 min 24 s without installation, 0.2664, 0.3883 +- 0.0035, (3.226, -0.191).
 """
 
 from collections.abc import Callable

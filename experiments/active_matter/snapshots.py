@@ -17,14 +17,19 @@ import tyro
 from jaxtyping import Float
 from rich.progress import track
 
-from egattn._extras import import_extra
 from egattn.run.lines import replaced
 from experiments.active_matter.simulation import move, stationary, time_steps
 from experiments.active_matter.systems import DEFAULTS, Name, System, SystemConfig, make_system
 
 
 def _gsd() -> Any:
-    return import_extra("gsd.hoomd", "flow", "a file of snapshots")
+    try:
+        import gsd.hoomd
+    except ImportError:
+        raise ValueError(
+            "a file of snapshots needs gsd: install it with `pip install 'egattn[flow]'`"
+        ) from None
+    return gsd.hoomd
 
 
 # What a frame says of its system, beside its name and sizes.
