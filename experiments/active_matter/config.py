@@ -110,6 +110,11 @@ class TrainConfig(RunConfig):
                 f"trajectories must be a multiple of batch_size = {self.batch_size}, "
                 f"got {self.trajectories}"
             )
+        if self.objective == "hutchinson" and self.penalty.residual:
+            raise ValueError(
+                "penalty.residual needs exact divergences, since the noise of estimated ones does "
+                "not average out of their square; got objective hutchinson"
+            )
         if self.width % self.heads:
             raise ValueError(f"heads must divide width = {self.width}, got {self.heads}")
         self.of_system()
@@ -122,9 +127,16 @@ class TrainConfig(RunConfig):
 def _preset(system: Name, learning_rate: float, **values: Any) -> TrainConfig:
     known = dataclasses.asdict(DEFAULTS[system])
     known["system"] = known.pop("name")
+    options: dict[str, Any] = known | values
     optimizer = OptimizerConfig(learning_rate, "cosine", weight_decay=0.0, b2=0.99)
-    often = {"log_every": 100, "evaluate_every": 500, "checkpoint_every": 500}
-    return TrainConfig(run=tyro.MISSING, optimizer=optimizer, **(known | often | values))
+    return TrainConfig(
+        run=tyro.MISSING,
+        optimizer=optimizer,
+        log_every=100,
+        evaluate_every=500,
+        checkpoint_every=500,
+        **options,
+    )
 
 
 PRESETS: dict[str, TrainConfig] = {

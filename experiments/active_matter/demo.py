@@ -11,7 +11,7 @@ Hardware: 2 CPU cores, less than 5 minutes. Expected: entropy production of the 
 from collections.abc import Callable
 
 RUNS = "runs/active_matter"
-COMMANDS = (
+COMMANDS: tuple[str, ...] = (
     f"train trap {RUNS}/trap --steps 600",
     f"evaluate {RUNS}/trap",
     f"train ring {RUNS}/ring --steps 1500 --trajectories 8192",

@@ -88,7 +88,8 @@ class Measure:
         `method` is that of `egattn.flow.divergence_terms`; "hutchinson" is right on average only,
         so that `residual_std` is too large.
         """
-        self.system, self.network, self.method = system, network, method
+        self.system, self.network = system, network
+        self.method: Method = method
         tangents = 1 if method == "hutchinson" else 2 * system.size
         self.piece = max(1, _PIECE // tangents // system.particles)
         self._entropy = jax.jit(functools.partial(attention_entropy, network))
@@ -144,7 +145,7 @@ def _of_one(system: System, velocity: Any, method: Method, z: Array, key: Array)
 
     s = score(z)
     known = system.drift_divergence(z).sum(-1) - local.system.sum((1, 2))
-    div_s = jnp.sum(known / process.diffusion[:, 0, 0])
+    div_s = jnp.sum(known / system.diffusion[:, 0, 0])
     numbers = {
         "total_x": local.total[0].sum(),
         "total_g": local.total[1].sum(),

@@ -156,8 +156,9 @@ class Network(nn.Module):
 
 def _twice(kind: type[nn.Module], *args: Any) -> nn.Module:
     """Two copies with parameters of their own, whose outputs are stacked."""
+    every: Any = None  # Both copies read the same input; the argument is annotated without None.
     both: Any = nn.vmap(
-        kind, in_axes=None, axis_size=2, variable_axes={"params": 0}, split_rngs={"params": True}
+        kind, in_axes=every, axis_size=2, variable_axes={"params": 0}, split_rngs={"params": True}
     )
     return both(*args)
 
@@ -190,7 +191,6 @@ def linear_answer(
     system = network.system
     if system.particles == 1:
         return params
-    process = system.process
 
     def moments(z, key):
         signs = jax.random.rademacher(key, z.shape, z.dtype)
@@ -202,7 +202,7 @@ def linear_answer(
         fields, along_x = jax.jvp(told, (z,), (signs.at[1].set(0),))
         _, along_g = jax.jvp(told, (z,), (signs.at[0].set(0),))
         change = jnp.einsum("knfd,knd->kf", jnp.stack([along_x, along_g]), signs)
-        drive = jnp.einsum("nfd,knd->kf", fields, process.drift(z) / process.diffusion)
+        drive = jnp.einsum("nfd,knd->kf", fields, system.drift(z) / system.diffusion)
         return jnp.einsum("nfd,ned->fe", fields, fields), change + drive
 
     # A few states at a time: flows and their tangents of all would not fit.
@@ -225,5 +225,9 @@ def field(
 
 def attention_entropy(network: Network, params: Any, z: Float[Array, "batch ..."]) -> Array:
     """Mean entropy of each head [layers, heads] over a batch, in nats; copies are layers too."""
-    entropy = jax.vmap(lambda z: network.apply({"params": params}, z)[1])(z)
-    return entropy.mean((0, -1))
+
+    def of_one(z: Array) -> Array:
+        _, entropy = network.apply({"params": params}, z)
+        return jnp.asarray(entropy)
+
+    return jax.vmap(of_one)(z).mean((0, -1))

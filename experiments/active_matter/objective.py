@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from egattn.flow import (
     Field,
@@ -27,8 +27,8 @@ Correction = Callable[[Array], Array]
 
 def velocity_of(system: System, correction: Correction) -> Field:
     """v = -D network."""
-    diffusion = system.process.diffusion
-    return lambda z: -diffusion * correction(z)
+    diffusion = system.diffusion
+    return lambda z: jnp.multiply(-diffusion, correction(z))
 
 
 def make_loss(config: TrainConfig, system: System) -> Callable[..., tuple[Array, dict[str, Array]]]:
@@ -43,19 +43,17 @@ def make_loss(config: TrainConfig, system: System) -> Callable[..., tuple[Array,
 
     def loss(correction: Correction, z: Float[Array, "batch ..."], key: Array):
         def one(z, key):
-            change = Change(0.0, 0.0, 0.0)
-            if terms is None or config.penalty.any:
-                change = _change(config, system, correction, z, key)
             if terms is None:
+                change = _change(config, system, correction, z, key)
                 return change.score_matching, change
+            change = _change(config, system, correction, z, key) if config.penalty.any else None
             return terms(config, system, correction, z, key), change
 
         found, change = jax.vmap(one)(z, jax.random.split(key, len(z)))
-        value = found.mean()
-        parts = {"objective": value}
-        if config.penalty.any:
+        parts = {"objective": jnp.mean(found)}
+        if change and config.penalty.any:
             parts |= _penalties(config, change, z[0].size)
-        return sum(parts.values()), parts
+        return sum(parts.values(), jnp.zeros(())), parts
 
     return loss
 
@@ -63,11 +61,11 @@ def make_loss(config: TrainConfig, system: System) -> Callable[..., tuple[Array,
 class Change(NamedTuple):
     """What one differentiation of the network gives, of one state."""
 
-    score_matching: ArrayLike
+    score_matching: Array
     """(|s|^2 + 2 div s) / (2 N d)."""
-    divergence: ArrayLike
+    divergence: Array
     """div v."""
-    advection: ArrayLike
+    advection: Array
     """v.s."""
 
 
@@ -80,13 +78,12 @@ def _change(
     """
     method = "hutchinson" if config.objective == "hutchinson" else "forward"
     value, terms = divergence_terms(correction, z, method=method, key=key)
-    process = system.process
-    known = jnp.sum(system.drift_divergence(z) / process.diffusion[..., 0])
-    score = process.drift(z) / process.diffusion + value
+    known = jnp.sum(system.drift_divergence(z) / system.diffusion[..., 0])
+    score = system.drift(z) / system.diffusion + value
     return Change(
         (jnp.sum(score**2 + 2 * terms) + 2 * known) / z.size,
-        -jnp.sum(process.diffusion * terms),
-        -jnp.sum(process.diffusion * value * score),
+        -jnp.sum(system.diffusion * terms),
+        -jnp.sum(system.diffusion * value * score),
     )
 
 
@@ -113,7 +110,7 @@ def _velocity(
         velocity_of(system, correction),
         z,
         ahead,
-        diffusion=process.diffusion,
+        diffusion=system.diffusion,
         duration=config.duration,
         period=process.period,
     )
@@ -122,6 +119,6 @@ def _velocity(
 
 def _penalties(config: TrainConfig, change: Change, size: int) -> dict[str, Array]:
     """Per component of z, weighted."""
-    found = penalties(jnp.asarray(change.divergence), jnp.asarray(change.advection))
+    found = penalties(change.divergence, change.advection)
     weights = dataclasses.asdict(config.penalty)
     return {name: w * getattr(found, name) / size for name, w in weights.items() if w}

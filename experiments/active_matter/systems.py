@@ -132,19 +132,25 @@ class System(NamedTuple):
         )
 
     @property
+    def diffusion(self) -> np.ndarray:
+        """The diagonal of D, of positions and of propulsions: [2, 1, 1]."""
+        return _kinds(self.config.noise, RATE)
+
+    @property
     def process(self) -> Process:
         """The system as `egattn.flow` takes it."""
-
-        def kinds(x, g):
-            return np.array([x, g])[:, None, None]
-
         return Process(
             self.drift,
-            diffusion=kinds(self.config.noise, RATE),
-            period=None if self.period is None else kinds(self.period, np.inf),
-            origin=kinds(self.lower, 0.0),
-            relaxation=kinds(0.0, RATE),
+            diffusion=self.diffusion,
+            period=None if self.period is None else _kinds(self.period, np.inf),
+            origin=_kinds(self.lower, 0.0),
+            relaxation=_kinds(0.0, RATE),
         )
+
+
+def _kinds(x: float, g: float) -> np.ndarray:
+    """A number for positions and one for propulsions, as they broadcast to a state."""
+    return np.array([x, g])[:, None, None]
 
 
 def make_system(config: SystemConfig) -> System:

@@ -168,7 +168,7 @@ class _Training:
     def learning_rate(self, updates: int, rate: float) -> dict[str, Any]:
         schedule = make_schedule(self.config.optimizer, self.config.steps)
         with jax.default_device(jax.devices("cpu")[0]):
-            return {"learning_rate": float(schedule(updates - 1))}
+            return {"learning_rate": np.asarray(schedule(updates - 1)).item()}
 
     def header(self, state: State) -> Iterator[Any]:
         c = self.config

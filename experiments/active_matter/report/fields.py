@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from egattn.flow import Field, divergence_terms, velocity
 from experiments.active_matter.fokker_planck import Solution
-from experiments.active_matter.systems import RATE, System
+from experiments.active_matter.systems import System
 
 # Evaluations of a field with one tangent that one piece of work may consist of.
 _PIECE = 16384
@@ -33,8 +33,8 @@ class Fields(NamedTuple):
 
     @property
     def diffusion(self) -> np.ndarray:
-        """(eps, gamma), as [2, 1, 1]."""
-        return np.array([self.system.config.noise, RATE])[:, None, None]
+        """D, as [2, 1, 1]."""
+        return self.system.diffusion
 
     @property
     def production(self) -> np.ndarray:

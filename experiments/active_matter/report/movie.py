@@ -164,4 +164,4 @@ def _production(subject: Subject, z: np.ndarray) -> np.ndarray:
     system = subject.system
     flat = z.reshape(-1, *z.shape[2:]).astype(np.float32)
     v = np.asarray(jax.jit(jax.vmap(subject.velocity))(flat)).reshape(z.shape)
-    return (v**2 / np.asarray(system.process.diffusion)).sum((2, 4))
+    return (v**2 / system.diffusion).sum((2, 4))
