@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 from scipy.optimize import root
 
-from egattn.flow import Field, probability_flow
+from egattn.flow import Field
 from experiments.active_matter.config import TrainConfig
+from experiments.active_matter.following import followed
 from experiments.active_matter.systems import DEFAULTS, RING
 from experiments.active_matter.trained import Trained
 
@@ -74,9 +74,9 @@ def stagnation(velocity: Field, guess: tuple[float, float]) -> tuple[list[float]
 
 def orbit(trained: Trained, start: float, exact: float) -> dict[str, float | None]:
     """Follows the orbit through (8, start) for up to 1.5 exact periods; see `portrait`."""
-    z = jnp.array([RING / 2, start])[:, None, None]
-    times = jnp.arange(1, round(1.5 * exact / _INTERVAL)) * _INTERVAL
-    path = np.asarray(_followed(trained, z, times), float).reshape(-1, 2)
+    z = np.array([RING / 2, start])[None, :, None, None]
+    times = np.arange(1, round(1.5 * exact / _INTERVAL)) * _INTERVAL
+    path = followed(trained.system, trained.velocity, z, times).reshape(-1, 2)
     x, g = path.T
     ranges = np.ptp(path, 0)
     late = np.argmin(np.abs(times - exact))
@@ -90,13 +90,3 @@ def orbit(trained: Trained, start: float, exact: float) -> dict[str, float | Non
         found["period"] = float(times[i] + share * _INTERVAL)
         found["gap"] = float(abs(g[i] + share * (g[i + 1] - g[i]) - start) / ranges[1])
     return found
-
-
-def _followed(trained: Trained, z: Array, times: Array) -> Float[Array, "times 2 1 1"]:
-    process = trained.process
-    follow = jax.jit(
-        lambda z, times: probability_flow(
-            trained.velocity, z, times, period=process.period, origin=process.origin
-        )
-    )
-    return follow(z, times)

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 
 from egattn.report.animation import Animation
 from egattn.report.style import WIDTH, Plot, canvas
-from experiments.active_matter.report.following import followed
+from experiments.active_matter.following import followed
 from experiments.active_matter.report.particles import discs, frame
 from experiments.active_matter.report.plane import PRODUCTION, make_plane
 from experiments.active_matter.report.portrait import draw_density, histogram

@@ -11,7 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from egattn.flow import Field, binned
 from egattn.report.style import WIDTH, Plot, canvas
 from experiments.active_matter.fokker_planck import Solution
-from experiments.active_matter.report.following import followed
+from experiments.active_matter.following import followed
 from experiments.active_matter.report.plane import Plane, coordinates, make_plane
 from experiments.active_matter.report.subject import Subject
 from experiments.active_matter.systems import RING

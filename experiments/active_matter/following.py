@@ -17,7 +17,7 @@ def followed(
       system: The system.
       velocity: v of one state.
       z: Where they start, [states, 2, N, d].
-      times: When to tell where they are, ascending from 0.
+      times: When to tell where they are, ascending from 0 or later on.
       tolerance: Relative and absolute tolerance of a step.
 
     Returns:
