@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -44,6 +45,22 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.differing_executors],
 )
 hypothesis.settings.load_profile("egattn")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_are_heard():
+    """A shell's job in the background ignores SIGINT, and so would what the tests start."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def no_process_outlives_its_test():
+    from tests.processes import kill_remaining
+
+    yield
+    kill_remaining()
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """Small training runs on real Python source, in this process or another one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from egattn.cli import main
+from tests.processes import Process, spawn
 
 MODEL = "--model.num-layers 2 --model.num-heads 2 --model.embed-dim 32 --model.init-std 0.05"
 TRAIN = f"{MODEL} --batch-size 8 --log-every 1 --evaluate-every 4 --checkpoint-every 2"
@@ -20,19 +18,13 @@ def egattn(command: str, *paths: Path | str) -> None:
     main([str(paths[int(word[1])]) if word[0] == "{" else word for word in command.split()])
 
 
-def start(command: str, *paths: Path | str, devices: int = 8, **kwargs) -> subprocess.Popen:
+def start(command: str, *paths: Path | str, devices: int = 8, **kwargs) -> Process:
     """Starts a command in another process, with as many devices as this one has by default."""
     words = [str(paths[int(word[1])]) if word[0] == "{" else word for word in command.split()]
     # The number of devices decides how sums are rounded.
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", "from egattn.cli import main; main()", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        **kwargs,
-    )
+    environment = {"JAX_NUM_CPU_DEVICES": str(devices)}
+    main = "from egattn.cli import main; main()"
+    return spawn("-c", main, *words, env=environment, **kwargs)
 
 
 def records(run: Path, kind: str) -> list[dict]:

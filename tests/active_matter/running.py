@@ -1,26 +1,18 @@
 """The program's commands, in this process or another one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from experiments.active_matter.__main__ import main
+from tests.processes import Process, spawn
 
 
-def start(command: str) -> subprocess.Popen:
+def start(command: str) -> Process:
     """Starts a command in another process, with as many devices as this one."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.active_matter", *command.split()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONUNBUFFERED": "1"},
-    )
+    words = ["-m", "experiments.active_matter", *command.split()]
+    return spawn(*words, cwd=Path(__file__).parents[2], env={"JAX_NUM_CPU_DEVICES": "8"})
 
 
 def records(run: Path, kind: str) -> list[dict]:

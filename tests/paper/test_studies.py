@@ -3,11 +3,8 @@
 import dataclasses
 import json
 import math
-import os
 import pkgutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from experiments.paper.run import Config, main
 from experiments.paper.studies import STUDIES, every_training, load
 from experiments.paper.study import Rates, Training
 from experiments.paper.tables import PAGE, divergences, filled, table
+from tests.processes import Process, spawn
 from tests.synthetic_runs import entropies, make_run
 
 ALL = every_training()
@@ -40,19 +38,12 @@ def lines(root: Path) -> list[dict]:
     return list(map(json.loads, (root / "smoke" / "results.jsonl").read_text().splitlines()))
 
 
-def start(study: str, root: Path, *options: str) -> subprocess.Popen:
+def start(study: str, root: Path, *options: str) -> Process:
     """A runner in a process of its own, with one device; what it compiles need not be fast."""
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    variables = {"PYTHONUNBUFFERED": "1", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": quick}
-    command = [sys.executable, "-m", "experiments.paper", "run", study, "--smoke"]
-    return subprocess.Popen(
-        [*command, "--root", str(root), *options],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    variables = {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": quick}
+    words = ["-m", "experiments.paper", "run", study, "--smoke", "--root", root, *options]
+    return spawn(*words, cwd=Path(__file__).parents[2], env=variables)
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.processes import Process, spawn
+
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = REPOSITORY / "experiments" / "private_inference"
 PYTHON = os.environ.get("EGATTN_PRIVATE_PYTHON", REPOSITORY / ".venv-private" / "bin" / "python")
@@ -127,16 +129,11 @@ def change(directory: Path, file: str, **arrays: np.ndarray) -> None:
     seal(directory)
 
 
-def start(*words: Any, python: Any = PYTHON) -> subprocess.Popen:
-    return subprocess.Popen(
-        [str(python), str(PROGRAM / "run.py"), *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(*words: Any, python: Any = PYTHON) -> Process:
+    return spawn(PROGRAM / "run.py", *words, python=python, stderr=subprocess.PIPE)
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+def finish(process: Process) -> tuple[int, str, str]:
     output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
 
@@ -153,7 +150,7 @@ def refused(*words: Any, status: int = 2) -> str:
     return one_line(start(*words), status)
 
 
-def one_line(process: subprocess.Popen, status: int) -> str:
+def one_line(process: Process, status: int) -> str:
     ended, output, errors = finish(process)
     assert (ended, output) == (status, ""), errors
     lines = errors.splitlines()

@@ -4,7 +4,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import jax
 import pytest
 
 from egattn.run.processes import DistributedConfig, together
+from tests.processes import Process
 from tests.training import EREG, egattn, numbers, records, start
 
 pytestmark = pytest.mark.slow
@@ -25,20 +25,20 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def launch(run: Path, data: Path, options: str, *, count: int = 2) -> list[subprocess.Popen]:
+def launch(run: Path, data: Path, options: str, *, count: int = 2) -> list[Process]:
     """Starts `count` of two processes."""
     job = f"--distributed.coordinator localhost:{free_port()} --distributed.num-processes 2"
     command = f"train {{0}} --data {{1}} {options} {job} --distributed.process-id"
     return [start(f"{command} {i}", run, data, devices=4) for i in range(count)]
 
 
-def finish(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
+def finish(processes: list[Process]) -> tuple[list[int], list[str]]:
     """Exit statuses and outputs."""
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     return [process.returncode for process in processes], outputs
 
 
-def await_line(process: subprocess.Popen, pattern: str) -> str:
+def await_line(process: Process, pattern: str) -> str:
     """Reads until a line matches; returns what was read."""
     assert process.stdout is not None
     text = ""

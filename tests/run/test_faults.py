@@ -13,12 +13,13 @@ import pytest
 
 from egattn.run.integrity import damage, seal
 from egattn.train.evaluate import Evaluator
+from tests.processes import Process, spawn
 from tests.training import EREG, TRAIN, egattn, numbers, records, start
 
 LONG = EREG.replace("--steps 8", "--steps 100000").replace("--evaluate-every 4", "")
 
 
-def read_until(process: subprocess.Popen, pattern: str) -> str:
+def read_until(process: Process, pattern: str) -> str:
     """Lines of a process up to the first that matches."""
     text = ""
     assert process.stdout is not None
@@ -29,7 +30,7 @@ def read_until(process: subprocess.Popen, pattern: str) -> str:
     raise AssertionError(f"no {pattern!r} in:\n{text}")
 
 
-def signalled(process: subprocess.Popen, when: str, *numbers: signal.Signals) -> tuple[int, str]:
+def signalled(process: Process, when: str, *numbers: signal.Signals) -> tuple[int, str]:
     """Sends signals once a line matches; returns exit status and the output after that."""
     with process:
         read_until(process, when)
@@ -105,10 +106,7 @@ class TestSignals:
             "    deadline = time.monotonic() + 60\n"
             "    while time.monotonic() < deadline: time.sleep(0.1)\n"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
-        )
-        with process:
+        with spawn("-c", script) as process:
             read_until(process, "ready")
             process.send_signal(signal.SIGTERM)
             time.sleep(0.5)

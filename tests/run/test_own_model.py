@@ -1,14 +1,13 @@
 """The page "Train your own Flax model": its program trains, and goes on to the bit when killed."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import Process, spawn
 
 PAGE = Path(__file__).parents[2] / "docs" / "own_model.md"
 OPTIONS = ["--steps", "60", "--log-every", "1", "--checkpoint-every", "7", "--evaluate-every", "30"]
@@ -23,17 +22,11 @@ def program(tmp_path_factory) -> Path:
     return path
 
 
-def start(program: Path, run: Path, devices: int) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(program), str(run), *OPTIONS],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"},
-    )
+def start(program: Path, run: Path, devices: int) -> Process:
+    return spawn(program, run, *OPTIONS, env={"JAX_NUM_CPU_DEVICES": str(devices)})
 
 
-def stop_after(process: subprocess.Popen, step: int, number: signal.Signals) -> tuple[str, int]:
+def stop_after(process: Process, step: int, number: signal.Signals) -> tuple[str, int]:
     text = ""
     with process:
         assert process.stdout is not None

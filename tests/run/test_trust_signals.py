@@ -1,6 +1,5 @@
 """Signals from the first instruction of a command to the last."""
 
-import os
 import random
 import re
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Process, spawn
 from tests.training import EREG, start
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -18,30 +18,15 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 DEAF = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 
 
-@pytest.fixture(autouse=True)
-def heard():
-    """A shell's job in the background ignores SIGINT, and so would what it starts."""
-    ignored = [n for n in SIGNALS if signal.getsignal(n) == signal.SIG_IGN]
-    for number in ignored:
-        signal.signal(number, signal.SIG_DFL)
-    yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def script(text: str, **options) -> subprocess.Popen:
+def script(text: str, **options) -> Process:
     """Starts a program that says "ready"; without JAX it takes no time."""
     head = "from egattn.run.command import command_line\n"
     head += "from egattn.run.signals import active, say\nimport os, signal, time, atexit\n"
-    return subprocess.Popen(
-        [sys.executable, "-c", head + text],
-        stdout=subprocess.PIPE,
-        text=True,
-        **{"stderr": subprocess.PIPE, **options},
-    )
+    options = {"stderr": subprocess.PIPE, "env": {"PYTHONUNBUFFERED": ""}} | options
+    return spawn("-c", head + text, **options)
 
 
-def listening(process: subprocess.Popen) -> None:
+def listening(process: Process) -> None:
     """Waits for the first instruction of a command, before which Python itself starts."""
     status = Path(f"/proc/{process.pid}/status")
     # The last one that it takes.
@@ -54,12 +39,12 @@ def listening(process: subprocess.Popen) -> None:
     raise AssertionError(process.communicate())
 
 
-def ready(process: subprocess.Popen) -> None:
+def ready(process: Process) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
 
 
-def ending(process: subprocess.Popen, timeout: float = 60) -> tuple[int, str]:
+def ending(process: Process, timeout: float = 60) -> tuple[int, str]:
     """Exit status, and all that it said."""
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out + err
@@ -94,7 +79,6 @@ def test_what_it_says_no_replaced_stream_keeps(resumes):
         "    print('before')\n    with contextlib.redirect_stderr(io.StringIO()) as stream:\n"
         "        with contextlib.redirect_stdout(stream):\n"
         "            os.write(1, b'ready\\n')\n            time.sleep(60)",
-        env={**os.environ, "PYTHONUNBUFFERED": ""},
     )
     ready(process)
     process.send_signal(signal.SIGINT)
@@ -107,18 +91,12 @@ def test_what_it_says_no_replaced_stream_keeps(resumes):
 
 def test_what_was_ignored_stays_ignored():
     """As SIGHUP after nohup."""
-    process = subprocess.Popen(
-        [
-            *("nohup", sys.executable, "-c"),
-            "from egattn.run.command import command_line\nimport time\n"
-            "with command_line('program'):\n    print('ready', flush=True)\n    time.sleep(1)\n"
-            "    print('done')",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
+    text = (
+        "import time\nfrom egattn.run.command import command_line\nwith command_line('program'):\n"
+        "    print('ready', flush=True)\n    time.sleep(1)\n    print('done')"
     )
+    pipes = {"stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    process = spawn(sys.executable, "-c", text, python="nohup", **pipes)
     ready(process)
     process.send_signal(signal.SIGHUP)
     assert ending(process) == (0, "done\n")
@@ -165,6 +143,7 @@ def test_another_one_ends_what_nobody_reads():
     process.communicate()
 
 
+HERE = {"PYTHONPATH": str(Path.cwd())}
 STAGED = (
     "from pathlib import Path\nfrom egattn.run.staging import staged_directory\n"
     "with command_line('program'), staged_directory(Path('made')) as staging:\n"
@@ -174,8 +153,9 @@ STAGED = (
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_directory_in_the_making_is_removed(tmp_path, number):
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    process = script(STAGED.format(work="time.sleep(60)"), cwd=tmp_path, env=environment)
+    process = script(
+        STAGED.format(work="time.sleep(60)"), cwd=tmp_path, env={"PYTHONPATH": str(Path.cwd())}
+    )
     ready(process)
     process.send_signal(number)
     status, said = ending(process)
@@ -186,14 +166,13 @@ def test_a_directory_in_the_making_is_removed(tmp_path, number):
 
 def test_work_that_hears_nothing_ends_within_seconds(tmp_path):
     """What it leaves nobody takes for the directory, and the next start removes."""
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    process = script(STAGED.format(work=DEAF), cwd=tmp_path, env=environment)
+    process = script(STAGED.format(work=DEAF), cwd=tmp_path, env=HERE)
     ready(process)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
     assert ending(process, 20) == (128 + signal.SIGTERM, "stopped by SIGTERM\n")
     assert [path.name for path in tmp_path.iterdir()] == [".made.partial"]
-    process = script(STAGED.format(work="pass"), cwd=tmp_path, env=environment)
+    process = script(STAGED.format(work="pass"), cwd=tmp_path, env=HERE)
     assert ending(process) == (0, "ready\n")
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["file"]
