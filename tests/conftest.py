@@ -18,6 +18,10 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 jax.config.update("jax_num_cpu_devices", 8)
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    # What a test compiles runs a few times only. 0 in the environment compiles it as users do.
+    unoptimised = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    jax.config.update("jax_disable_most_optimizations", unoptimised == "1")
 
 pytest.register_assert_rewrite("tests.attention.battery")
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from egattn import flow
-from tests.generate.models import quick_jit
 
 SIDE, COUNT = 8.0, 6
 
@@ -35,7 +34,7 @@ def samples():
 def trained(feature, samples):
     """The network s = weight * feature(x) that implicit score matching finds, and its bound."""
 
-    @quick_jit()
+    @jax.jit
     def compute():
         f, terms = jax.vmap(lambda x: flow.divergence_terms(feature, x))(samples)
         weight = -terms.sum(1).mean() / (f**2).sum(1).mean()
@@ -76,7 +75,7 @@ def test_what_is_missing_is_what_jumps_take_back(samples):
     measure = jax.vmap(
         lambda x, key: flow.missing_divergence(lambda x: x - jnp.rint(x), x, key, radius=0.05)
     )
-    missing, found, _ = quick_jit()(measure)(samples, keys)
+    missing, found, _ = jax.jit(measure)(samples, keys)
     value, error = flow.mean(missing)
     assert abs(value + COUNT) < 3 * error < 0.5 * COUNT
     assert abs(found.mean() - COUNT) < 0.2

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from egattn import flow
-from tests.generate.models import quick_jit
 
 SHAPE = (2, 3)
 RNG = np.random.default_rng(0)
@@ -46,7 +45,7 @@ def z(double):
 def exact(z):
     """Values, terms and sums of each exact method and part."""
 
-    @quick_jit()
+    @jax.jit
     def compute(z):
         pairs = {(m, p): {"method": m, "part": PARTS[p]} for m in METHODS for p in PARTS}
         return {
@@ -71,7 +70,7 @@ def test_exact_terms_are_finite_differences(method, name, z, exact):
 
 
 def test_probes_give_the_terms_on_average(z, exact):
-    @quick_jit()
+    @jax.jit
     @jax.vmap
     def estimate(key):
         options = {"method": "hutchinson", "key": key, "probes": 2}
@@ -94,7 +93,7 @@ def test_probes_see_a_diagonal_exactly():
 
 
 def test_training_differentiates_both_exact_methods(z):
-    @quick_jit()
+    @jax.jit
     def slopes(z):
         def total(z, method):
             return flow.divergence(field, z, method=method)[1]

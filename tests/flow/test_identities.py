@@ -7,7 +7,6 @@ import pytest
 
 from egattn import flow
 from tests.flow.gaussian import active, crystal, draw, linear, points, springs, trap
-from tests.generate.models import quick_jit
 
 pytestmark = pytest.mark.usefixtures("double")
 RATE, NOISE, SPEED = 0.1, 0.1, 0.2
@@ -30,7 +29,7 @@ def halves(exact):
 
 
 def means(compute, samples):
-    return jax.tree.map(lambda x: np.asarray(x).mean(0), quick_jit()(jax.vmap(compute))(samples))
+    return jax.tree.map(lambda x: np.asarray(x).mean(0), jax.jit(jax.vmap(compute))(samples))
 
 
 def test_work_of_the_propulsion_is_the_production_of_each_particle(exact):
@@ -166,6 +165,6 @@ def test_ratio_of_both_sides_is_one_within_its_error():
     exact = trap()
     score = linear(exact.score)
     samples = draw(exact.covariance, 5000)
-    product, divergence = quick_jit()(jax.vmap(lambda z: flow.stein(score, score, z)))(samples)
+    product, divergence = jax.jit(jax.vmap(lambda z: flow.stein(score, score, z)))(samples)
     value, error = flow.ratio(product.sum(1), -divergence.sum(1))
     assert abs(value - 1) < 3 * error < 0.1

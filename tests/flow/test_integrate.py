@@ -10,7 +10,6 @@ from scipy.linalg import expm, solve_discrete_lyapunov
 
 from egattn import flow
 from tests.flow.gaussian import trap
-from tests.generate.models import quick_jit
 
 TRAP = trap()
 RELAXATION = np.array([0, 0.1])
@@ -28,7 +27,7 @@ def test_a_step_is_euler_s_or_exact():
     np.testing.assert_allclose(deviation, np.sqrt(2 * 0.1 * h), rtol=1e-6)
 
 
-@quick_jit(static_argnames=("process", "steps", "every"))
+@functools.partial(jax.jit, static_argnames=("process", "steps", "every"))
 def trajectories(process, z, key, **options):
     keys = jax.random.split(key, len(z))
     return jax.vmap(functools.partial(flow.simulate, process, **options))(z, keys)
@@ -98,7 +97,7 @@ def test_two_ends_have_opposite_noise():
     """For a linear process without wrapping their mean is where it goes without noise."""
     process, z = TRAP.process(RELAXATION), jnp.array([1.0, 2.0])
     move = functools.partial(flow.ends, process, duration=0.4, substeps=8)
-    ends = quick_jit()(move)(z, jax.random.key(0))
+    ends = jax.jit(move)(z, jax.random.key(0))
     step = np.array([[1 - 0.05 * 0.05, 0.2 * 0.05], [0, np.exp(-0.1 * 0.05)]])
     expected = np.linalg.matrix_power(step, 8) @ [1, 2]
     np.testing.assert_allclose(ends.mean(0), expected, rtol=1e-5)

@@ -7,7 +7,6 @@ import pytest
 
 from egattn import flow
 from tests.flow.gaussian import draw, linear, trap
-from tests.generate.models import quick_jit
 
 EXACT = trap()
 COVARIANCE = EXACT.covariance
@@ -97,7 +96,7 @@ def case(request):
     def loss(weights):
         return terms(weights.reshape(2, 2)).sum(1).mean()
 
-    @quick_jit()
+    @jax.jit
     def compute(weights):
         # A quadratic function is known from its derivatives at 0.
         slope, curvature = jax.grad(loss)(jnp.zeros(4)), jax.hessian(loss)(jnp.zeros(4))
@@ -127,7 +126,7 @@ def test_parts_and_what_has_no_noise_are_zero():
     def field(z):
         return jnp.tanh(2 * z)
 
-    @quick_jit()
+    @jax.jit
     def compute(z, key):
         ahead = flow.ends(still, z, key, duration=0.1, substeps=2)
         of_part = [
@@ -155,7 +154,7 @@ def test_noise_may_leave_components_alone():
     sigma, propulsion = np.array([0, SIGMA]), np.array([False, True])
     field = linear(score(grown))
 
-    @quick_jit()
+    @jax.jit
     @jax.vmap
     def both(z, key):
         implicit = flow.implicit_score_matching(field, z, part=propulsion, key=key, noise=sigma)
@@ -185,7 +184,7 @@ def test_pairs_across_the_end_of_a_period_are_close():
     g = draw(np.eye(1), 2**13)[:, 0]
     samples = jnp.stack([jnp.linspace(-1, 1, 2**13, endpoint=False), g], 1)
 
-    @quick_jit()
+    @jax.jit
     @jax.vmap
     def compute(z, key):
         ahead = flow.ends(process, z, key, duration=0.1, substeps=5)

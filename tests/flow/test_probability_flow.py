@@ -11,7 +11,6 @@ from scipy.linalg import expm
 
 from egattn import flow
 from tests.flow.gaussian import Gaussian, linear
-from tests.generate.models import quick_jit
 
 GYRATOR = Gaussian(np.array([[-1, -0.5], [-0.5, -1]]), np.array([1.0, 5.0]))
 FREQUENCY = np.abs(np.linalg.eigvals(GYRATOR.velocity).imag).max()
@@ -36,7 +35,7 @@ def orbits():
         atol=1e-7,
     )
     times = jnp.asarray(TIMES, jnp.float32)
-    return z, np.asarray(quick_jit()(jax.vmap(solve, (0, None)))(jnp.asarray(z), times))
+    return z, np.asarray(jax.jit(jax.vmap(solve, (0, None)))(jnp.asarray(z), times))
 
 
 def test_orbits_are_the_exact_ones(orbits):
@@ -61,7 +60,7 @@ def test_turns_around_a_period_add_up(orbits):
 def test_too_many_steps_are_an_error():
     solve = functools.partial(flow.probability_flow, lambda z: jnp.cos(100 * z), max_steps=5)
     with pytest.raises(RuntimeError, match="maximum number of solver steps"):
-        quick_jit()(solve)(jnp.ones(2), jnp.array([50.0]))
+        jax.jit(solve)(jnp.ones(2), jnp.array([50.0]))
 
 
 def test_without_diffrax_the_command_is_named(monkeypatch):

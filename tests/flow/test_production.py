@@ -7,7 +7,6 @@ import pytest
 
 from egattn import flow
 from tests.flow.gaussian import active, crystal, draw, linear, points, springs, trap
-from tests.generate.models import quick_jit
 
 pytestmark = pytest.mark.usefixtures("double")
 RATE, NOISE, SPEED = 0.1, 0.1, 0.2
@@ -20,7 +19,7 @@ SYSTEMS = {
 
 def evaluate(process, velocity, samples, **options):
     one = jax.vmap(lambda z: flow.production(process, velocity, z, **options))
-    return quick_jit()(one)(samples)
+    return jax.jit(one)(samples)
 
 
 def exact_flow(exact):
@@ -98,7 +97,7 @@ def test_the_bound_is_implicit_score_matching_with_weights(case):
     process, _, samples = exact_flow(exact)
     score = 0.9 * exact.score
 
-    @quick_jit()
+    @jax.jit
     @jax.vmap
     def both(z):
         bound = flow.production(process, flow.velocity(process, linear(score)), z).bound

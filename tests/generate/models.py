@@ -1,6 +1,5 @@
 """Small models with exact answers for the tests of decoding: Markov chains and one with history."""
 
-import functools
 import itertools
 import math
 from fractions import Fraction
@@ -19,12 +18,6 @@ CHAIN_2 = (
     [[".25", ".35", ".40"], [".60", ".10", ".30"], [".25", ".35", ".40"]],
 )
 """Tokens A, B, E: E = 2 ends a sequence, so its row is never used."""
-
-
-def quick_jit(**options):
-    """jax.jit for small programs, which take longer to compile than to run."""
-    quick = {"xla_backend_optimization_level": 0}
-    return functools.partial(jax.jit, compiler_options=quick, **options)
 
 
 def fractions(chain):

@@ -1,5 +1,7 @@
 """Beam search against the plainest implementation of the same rules, in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,6 @@ from tests.generate.models import (
     check_paths,
     log_chain,
     log_softmax,
-    quick_jit,
     shares,
 )
 
@@ -118,7 +119,7 @@ def chains():
 def test_equals_the_plain_rules_on_chains(chains, search, eos):
     start, rows = chains
 
-    @quick_jit()
+    @jax.jit
     def run(start, rows):
         def step(cache, tokens, t):
             each = jnp.arange(CHAINS)[:, None]
@@ -138,7 +139,7 @@ def test_equals_the_plain_rules_on_chains(chains, search, eos):
 def test_equals_the_plain_rules_with_history(search, eos):
     step, logits, cache = ATTENDING.model(4, search.num_beams)
 
-    @quick_jit()
+    @jax.jit
     def run(logits, cache):
         return beam_search(step, logits, cache, search, max_new_tokens=12, eos=eos, pad=PAD)
 
@@ -155,7 +156,7 @@ def test_equals_the_plain_rules_with_history(search, eos):
 def test_rows_do_not_depend_on_the_batch():
     def run(batch):
         step, logits, cache = ATTENDING.model(batch, 3)
-        search = quick_jit()(
+        search = jax.jit(
             lambda logits, cache: beam_search(
                 step, logits, cache, BeamSearch(3), max_new_tokens=12, eos=10
             )
@@ -170,7 +171,7 @@ def test_rows_do_not_depend_on_the_batch():
 
 @pytest.fixture(scope="module")
 def beam_sampled():
-    @quick_jit(static_argnums=0)
+    @partial(jax.jit, static_argnums=0)
     def run(batch, p, seed):
         step, logits, cache = chain_model(log_chain(CHAIN_1), batch, 2)
         return beam_search(

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from fractions import Fraction
+from functools import partial
 
 import jax
 import numpy as np
@@ -18,7 +19,6 @@ from tests.generate.models import (
     fractions,
     log_chain,
     probability,
-    quick_jit,
     shares,
     spell,
 )
@@ -27,7 +27,7 @@ ROWS = 200_000
 AEB = "ABE"
 
 
-@quick_jit(static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _run(rules, steps, batch, traced, chain, eos, seed):
     rules = dataclasses.replace(rules, **traced)
     step, logits, cache = chain_model(chain, batch, rules.num_paths)

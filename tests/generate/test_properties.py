@@ -1,6 +1,7 @@
 """What holds for every joint nucleus, on a model with history; votes; bad arguments."""
 
 import dataclasses
+from functools import partial
 
 import hypothesis
 import hypothesis.strategies as st
@@ -20,7 +21,6 @@ from tests.generate.models import (
     check_paths,
     log_chain,
     log_softmax,
-    quick_jit,
 )
 
 ATTENDING = Attending()
@@ -29,7 +29,7 @@ END, PAD = 10, 5
 RULES = JointNucleus(PATHS, p=1.0)
 
 
-@quick_jit(static_argnames=("rules", "batch", "steps", "reorder"))
+@partial(jax.jit, static_argnames=("rules", "batch", "steps", "reorder"))
 def _attended(traced, seed, rules, batch, steps, reorder):
     step, logits, cache = ATTENDING.model(batch, PATHS)
     rules = dataclasses.replace(rules, **traced)
@@ -175,7 +175,7 @@ def topk(chain, paths, eos=-1, path_exponent=1.0, length_exponent=0.0, final: Fi
     return _topk(rules, 3, chain, exponents, eos)
 
 
-@quick_jit(static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))
 def _topk(rules, steps, chain, exponents, eos):
     step, logits, cache = chain_model(chain, 1, rules.num_paths)
     rules = dataclasses.replace(rules, **exponents)
@@ -197,7 +197,7 @@ def test_paths_that_do_not_exist_or_ended_may_compute_nan(mode):
     step, logits, cache = chain_model(log_chain(CHAIN_2), 1, 6)
     rules = JointNucleus(6, mode=mode, p=1.0)
 
-    @quick_jit()
+    @jax.jit
     def run(poison):
         def poisoned(cache, tokens, t):
             logits, observed, cache = step(cache, tokens, t)
@@ -227,7 +227,7 @@ def test_mass_one_keeps_every_token_of_a_large_vocabulary():
     logits = 3 * jax.random.normal(jax.random.key(0), (1, 200_000))
     rules = JointNucleus(1, num_candidates=200_000, p=1.0)
 
-    @quick_jit()
+    @jax.jit
     def run(logits, key):
         return joint_nucleus(step, logits, (), key, rules, max_new_tokens=1)
 

@@ -1,5 +1,7 @@
 """Truncations and sampling against float64 NumPy."""
 
+from functools import partial
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -22,7 +24,6 @@ from tests.generate.models import (
     fractions,
     log_chain,
     log_softmax,
-    quick_jit,
     shares,
     spell,
 )
@@ -111,7 +112,7 @@ def test_mass_one_keeps_every_possible_token():
     assert jnp.all(nucleus(jnp.array([0.0, -200.0]), 1.0))
 
 
-@quick_jit(static_argnames=("rows", "steps", "samples", "sampling", "eos", "pad"))
+@partial(jax.jit, static_argnames=("rows", "steps", "samples", "sampling", "eos", "pad"))
 def draw(chain, seed, *, rows=1, steps=1, samples=1, sampling=PLAIN, eos=None, pad=0):
     step, logits, cache = chain_model(chain, rows, samples)
     return sample(
@@ -127,7 +128,7 @@ def draw(chain, seed, *, rows=1, steps=1, samples=1, sampling=PLAIN, eos=None, p
     )
 
 
-@quick_jit(static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def draw_one(top_k, key, chain, temperature, top_p, min_p):
     sampling = Sampling(temperature, top_k, top_p, min_p)
     return sample(*chain_model(chain, ROWS), key, sampling, max_new_tokens=1).paths.tokens[:, 0]
@@ -184,7 +185,7 @@ def test_greedy_takes_the_lowest_of_the_most_probable():
 
 @pytest.fixture(scope="module")
 def attended():
-    @quick_jit(static_argnums=0)
+    @partial(jax.jit, static_argnums=0)
     def run(batch, seed):
         step, logits, cache = ATTENDING.model(batch, 3)
         key = jax.random.key(seed)
