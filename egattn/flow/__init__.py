@@ -8,12 +8,14 @@ shape, and `jax.vmap` makes batches of them; nothing here knows what the compone
   `supervised`, and `penalties`.
 - `production` and its `summarise`, which has the lower bound; `binned` maps.
 - Whether to believe it: `dissipation`, `stein`, `transport`, `check_continuous`; `mean` and `ratio`
-  with standard errors.
+  with standard errors, and `controlled`, which makes them small by controls of the `generator`.
 - `simulate`, `ends`, and `probability_flow`, which needs diffrax (`pip install 'egattn[flow]'`).
 """
 
 from egattn.flow.continuity import check_continuous as check_continuous
 from egattn.flow.continuity import missing_divergence as missing_divergence
+from egattn.flow.controls import controlled as controlled
+from egattn.flow.controls import generator as generator
 from egattn.flow.divergence import divergence as divergence
 from egattn.flow.divergence import divergence_terms as divergence_terms
 from egattn.flow.estimate import Estimate as Estimate

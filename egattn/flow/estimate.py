@@ -3,15 +3,16 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
 class Estimate(NamedTuple):
     """A mean and how well it is known."""
 
-    value: Float[Array, "*shape"]
+    value: Float[Array | np.ndarray, "*shape"]
     """The estimate."""
-    standard_error: Float[Array, "*shape"]
+    standard_error: Float[Array | np.ndarray, "*shape"]
     """The standard deviation of its distribution."""
 
 

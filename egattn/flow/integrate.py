@@ -39,16 +39,28 @@ def transition(
 def advance(
     process: Process, z: Float[Array, "*shape"], noise: Float[Array, "*shape"], step: ArrayLike
 ) -> Float[Array, "*shape"]:
-    """One step of the integrator.
+    """One step of Heun's method: `transition`, then the drift's mean over both of its ends.
+
+    Laws and averages are off by O(h^2); after steps of `transition` alone it would be O(h), which is
+    a per cent where h times the stiffness is 0.02. Components that relax exactly stay exact.
 
     Args:
       process: The process.
       z: The sample.
       noise: Standard normal numbers.
-      step: Duration of the step.
+      step: Duration h of the step.
+
+    Reference:
+      Milstein & Tretyakov, Stochastic Numerics for Mathematical Physics (2004), section 2.2, for
+      additive noise.
     """
     mean, deviation = transition(process, z, step)
-    return wrap(mean + deviation * noise, process.period, process.origin)
+    ahead = mean + deviation * noise
+    change = process.drift(wrap(ahead, process.period, process.origin)) - process.drift(z)
+    corrected = ahead + step / 2 * change
+    if process.relaxation is not None:
+        corrected = jnp.where(jnp.asarray(process.relaxation) > 0, ahead, corrected)
+    return wrap(corrected, process.period, process.origin)
 
 
 def simulate(
@@ -60,7 +72,7 @@ def simulate(
     steps: int,
     every: int = 1,
 ) -> Float[Array, "frames *shape"]:
-    """A trajectory of the process, by steps of `transition`.
+    """A trajectory of the process, by steps of `advance`.
 
     Args:
       process: The process.

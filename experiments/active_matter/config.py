@@ -64,7 +64,7 @@ class TrainConfig(RunConfig):
     """Standard deviation of the noise of denoising, which smoothes the density that is learned."""
     duration: float = 0.01
     """Time over which displacements are taken for velocity matching."""
-    substeps: int = 4
+    substeps: int = 2
     """Steps of the integrator in this time."""
     width: int = 64
     """Width of layers."""

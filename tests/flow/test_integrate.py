@@ -43,7 +43,7 @@ def within(samples: np.ndarray, covariance: np.ndarray, sigmas: float = 3) -> No
 
 
 def test_relaxation_from_a_point_has_the_exact_mean_and_covariance():
-    """With steps so short that Euler's own error is far below the statistical one."""
+    """With steps so short that their own error is far below the statistical one."""
     start, time = np.array([3.0, -1.0]), 10.0
     z = jnp.broadcast_to(jnp.asarray(start, jnp.float32), (10_000, 2))
     process = TRAP.process(RELAXATION)
@@ -59,16 +59,46 @@ def test_relaxation_from_a_point_has_the_exact_mean_and_covariance():
         within(centred, exact)
 
 
+def heun(h: float, relaxes: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A step in the trap as matrices, which act on z and on the noise."""
+    there = np.eye(2) + h * TRAP.matrix
+    noise = np.diag([np.sqrt(2 * 0.1 * h)] * 2)
+    if relaxes:
+        there[1] = [0, np.exp(-0.1 * h)]
+        noise[1, 1] = np.sqrt(1 - np.exp(-2 * 0.1 * h))
+    both = [there + h / 2 * TRAP.matrix @ (there - np.eye(2)), noise + h / 2 * TRAP.matrix @ noise]
+    if relaxes:
+        both[0][1], both[1][1] = there[1], noise[1]
+    return both[0], both[1]
+
+
+@pytest.mark.parametrize("relaxes", [False, True])
+def test_steps_are_heun_s(relaxes):
+    process = TRAP.process(RELAXATION if relaxes else None)
+    z, noise = np.array([1.5, -0.5]), np.array([0.3, -2.0])
+    transfer, spread = heun(3.0, relaxes)
+    found = flow.advance(process, jnp.float32(z), jnp.float32(noise), 3.0)
+    np.testing.assert_allclose(found, transfer @ z + spread @ noise, rtol=1e-5)
+
+
+def test_the_error_of_the_law_falls_with_the_square_of_the_step():
+    errors = []
+    for h in (2.0, 1.0, 0.5):
+        transfer, spread = heun(h, True)
+        chain = solve_discrete_lyapunov(transfer, spread @ spread.T)
+        errors.append(np.abs(chain - TRAP.covariance).max())
+    assert errors[0] / errors[1] > 3.5
+    assert errors[1] / errors[2] > 3.5
+
+
 def test_long_steps_have_the_chain_s_own_covariance():
-    h = 4.0
-    transfer = np.array([[1 - 0.05 * h, 0.2 * h], [0, np.exp(-0.1 * h)]])
-    noise = np.diag([2 * 0.1 * h, 1 - np.exp(-2 * 0.1 * h)])
-    chain = solve_discrete_lyapunov(transfer, noise)
+    transfer, spread = heun(24.0, True)
+    chain = solve_discrete_lyapunov(transfer, spread @ spread.T)
     # Further from the process's than the errors below.
     assert abs(chain[0, 0] / TRAP.covariance[0, 0] - 1) > 0.08
     z = jnp.zeros((10_000, 2))
     process = TRAP.process(RELAXATION)
-    frames = trajectories(process, z, jax.random.key(1), step=h, steps=50, every=50)
+    frames = trajectories(process, z, jax.random.key(1), step=24.0, steps=50, every=50)
     within(frames[:, 0], chain)
 
 
@@ -98,7 +128,7 @@ def test_two_ends_have_opposite_noise():
     process, z = TRAP.process(RELAXATION), jnp.array([1.0, 2.0])
     move = functools.partial(flow.ends, process, duration=0.4, substeps=8)
     ends = jax.jit(move)(z, jax.random.key(0))
-    step = np.array([[1 - 0.05 * 0.05, 0.2 * 0.05], [0, np.exp(-0.1 * 0.05)]])
+    step, _ = heun(0.05, True)
     expected = np.linalg.matrix_power(step, 8) @ [1, 2]
     np.testing.assert_allclose(ends.mean(0), expected, rtol=1e-5)
     assert np.all(np.abs(ends[0] - ends[1]) > 1e-3)
