@@ -41,8 +41,8 @@ def advance(
 ) -> Float[Array, "*shape"]:
     """One step of Heun's method: `transition`, then the drift's mean over both of its ends.
 
-    Laws and averages are off by O(h^2); after steps of `transition` alone it would be O(h), which is
-    a per cent where h times the stiffness is 0.02. Components that relax exactly stay exact.
+    Laws and averages are off by O(h^2); steps of `transition` alone are off by O(h), a per cent
+    where h times the stiffness is 0.02. Components that relax exactly stay exact.
 
     Args:
       process: The process.

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import tyro
 
+from experiments.active_matter.controls import controls
 from experiments.active_matter.measure import Measure, Measured, in_words
 from experiments.active_matter.portrait import EXACT, is_published, portrait, portrait_in_words
 from experiments.active_matter.simulation import move, stationary
@@ -96,16 +97,15 @@ def measured(trained: Trained, z: Any, trajectories: int, exact: int) -> Measure
 
     Args:
       trained: The network.
-      z: Snapshots [snapshots, 2, N, d].
+      z: Snapshots [snapshots, 2, N, d]; those of all trajectories at one time, then at the next.
       trajectories: How many they are of.
       exact: How many have exact divergences.
     """
-    first = Measure(trained.system, trained.network)(trained.params, z[:exact])
-    if exact == len(z):
-        return first._replace(trajectories=trajectories)
-    estimated = Measure(trained.system, trained.network, "hutchinson")
-    rest = estimated(trained.params, z[exact:], trajectories)
-    return first.followed_by(rest)
+    found = Measure(trained.system, trained.network)(trained.params, z[:exact])
+    if exact < len(z):
+        estimated = Measure(trained.system, trained.network, "hutchinson")
+        found = found.followed_by(estimated(trained.params, z[exact:]))
+    return found._replace(trajectories=trajectories, controls=controls(trained.system, z))
 
 
 def held_out(system: System, samples: int, seed: int) -> tuple[np.ndarray, int]:
@@ -135,7 +135,8 @@ def describe(values: dict[str, Any]) -> str:
         f"residual {values['residual_mean']:+.4f}, deviation {values['residual_std']:.4f} "
         f"(of div v {values['div_v_std']:.4f})",
         f"Stein's identity {values['stein']:.4f} of 1  "
-        f"score matching {values['score_matching']:.4f} per component",
+        f"score matching {values['score_matching']:.4f} +- "
+        f"{values['score_matching_standard_error']:.4f} per component",
     ]
     if "exact_epr" in values:
         lines.append(

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from egattn.flow import Estimate, dissipation, mean, production, score_of
+from egattn.flow import Estimate, controlled, dissipation, production, score_of
 from egattn.flow.divergence import Method
+from experiments.active_matter.controls import SAMPLES
 from experiments.active_matter.networks import Network, attention_entropy, field
 from experiments.active_matter.objective import velocity_of
 from experiments.active_matter.systems import System
@@ -31,52 +32,60 @@ class Measured(NamedTuple):
     """How many they are of: these are independent, the snapshots of one are not."""
     entropy: np.ndarray
     """Mean attention entropy of each head, [layers, heads], in nats."""
+    controls: np.ndarray | None = None
+    """Of each snapshot, [snapshots, controls], if means are to be controlled."""
 
     def followed_by(self, more: "Measured") -> "Measured":
         """With more snapshots, whose divergences are estimated."""
         both = {k: np.concatenate([x, more.samples[k]]) for k, x in self.samples.items()}
-        return self._replace(samples=both, trajectories=more.trajectories)
+        return self._replace(samples=both, trajectories=self.trajectories + more.trajectories)
 
     def values(self) -> dict[str, Any]:
-        """Means, with the standard error of the most important ones."""
+        """Means with their standard errors, and deviations."""
         s = self.samples
-        total = s["total_x"] + s["total_g"]
+        divergence = s["div_x"] + s["div_g"]
+        means = {
+            "epr": s["total_x"] + s["total_g"],
+            "epr_x": s["total_x"],
+            "epr_g": s["total_g"],
+            "epr_lower_bound": s["bound"],
+            "epr_identity": s["identity"],
+            "div_v": divergence,
+            "div_g_v_g": s["div_g"],
+            "residual_mean": divergence + s["advection"],
+            "stein": -s["stein"],
+            "score_matching": s["score_matching"],
+        }
+        found = {}
+        estimate = self._mean(np.stack(list(means.values()), 1))
+        for name, value, error in zip(means, *estimate, strict=True):
+            found |= {name: float(value), f"{name}_standard_error": float(error)}
         # Deviations would be those of the estimates.
         sharp = slice(self.exact or None)
-        divergence = (s["div_x"] + s["div_g"])[sharp]
-        residual = divergence + s["advection"][sharp]
-        epr, bound, identity, change = map(
-            self._mean, (total, s["bound"], s["identity"], s["div_x"] + s["div_g"])
-        )
-        return {
-            "epr": float(epr.value),
-            "epr_x": float(s["total_x"].mean()),
-            "epr_g": float(s["total_g"].mean()),
-            "epr_standard_error": float(epr.standard_error),
-            "epr_lower_bound": float(bound.value),
-            "epr_lower_bound_standard_error": float(bound.standard_error),
-            "epr_identity": float(identity.value),
-            "epr_identity_standard_error": float(identity.standard_error),
-            "div_v": float(change.value),
-            "div_v_standard_error": float(change.standard_error),
-            "div_v_std": float(divergence.std()),
-            "div_g_v_g": float(s["div_g"].mean()),
-            "residual_mean": float(residual.mean()),
-            "residual_std": float(residual.std()),
-            "stein": float(-s["stein"].mean()),
-            "score_matching": float(s["score_matching"].mean()),
+        return found | {
+            "div_v_std": float(divergence[sharp].std()),
+            "residual_std": float(means["residual_mean"][sharp].std()),
             "attention_entropy": self.entropy.tolist(),
-            "snapshots": len(total),
+            "snapshots": len(divergence),
             "snapshots_exact": self.exact,
             "per_dof": True,
         }
 
-    def _mean(self, x: np.ndarray) -> Estimate:
-        times = len(x) // self.trajectories
-        each = x[: times * self.trajectories].reshape(times, -1).mean(0)
-        # The mean in double precision and of all; the error is small enough for single precision.
-        error = mean(jnp.asarray(each - each.mean(), jnp.float32)).standard_error
-        return Estimate(jnp.float32(x.mean()), error)
+    def _mean(self, samples: np.ndarray) -> Estimate:
+        """Over trajectories, which are independent; by their controls if there are enough."""
+        each = _by_trajectory(samples, self.trajectories)
+        controls = np.zeros((self.trajectories, 0))
+        if self.controls is not None and self.trajectories >= SAMPLES * self.controls.shape[1]:
+            controls = _by_trajectory(self.controls, self.trajectories)
+        return controlled(each, controls)
+
+
+def _by_trajectory(samples: np.ndarray, trajectories: int) -> np.ndarray:
+    """Averages over each trajectory, of which there is one snapshot after the other's."""
+    times, more = divmod(len(samples), trajectories)
+    sums = samples[: times * trajectories].reshape(times, trajectories, -1).sum(0)
+    sums[:more] += samples[times * trajectories :]
+    return sums / (times + (np.arange(trajectories) < more))[:, None]
 
 
 class Measure:
@@ -98,7 +107,6 @@ class Measure:
         self,
         params: PyTree,
         snapshots: Float[Array, "snapshots 2 particles dimensions"],
-        trajectories: int | None = None,
         seed: int = 0,
         check: Callable[[], None] = lambda: None,
     ) -> Measured:
@@ -106,9 +114,7 @@ class Measure:
 
         Args:
           params: The network's parameters.
-          snapshots: Stationary states that it has not been trained on: those of all trajectories at
-            one time, then at the next.
-          trajectories: How many trajectories they are of; by default each is of its own.
+          snapshots: Stationary states that it has not been trained on, each of its own trajectory.
           seed: Of "hutchinson".
           check: Called between pieces; it may raise.
         """
@@ -122,8 +128,7 @@ class Measure:
         samples = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
         entropy = self._entropy(params, snapshots[:64])
         exact = 0 if self.method == "hutchinson" else len(snapshots)
-        count = trajectories or len(snapshots)
-        return Measured(samples, exact, count, np.asarray(entropy, np.float64))
+        return Measured(samples, exact, len(snapshots), np.asarray(entropy, np.float64))
 
     @functools.cached_property
     def _numbers(self) -> Callable:
