@@ -68,6 +68,18 @@ def no_process_outlives_its_test():
 
 
 @pytest.fixture
+def optimised():
+    """What is compiled is rounded as users see it, where another library is the judge."""
+    before = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"
+    # Compiled programs are found again whatever the setting.
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 

@@ -65,6 +65,7 @@ def loaded(directory: Path):
     return model.float().eval()
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_and_entropies(tmp_path, rng, variant):
     model = random_gpt2(SMALL | VARIANTS[variant])
