@@ -37,8 +37,8 @@ def dissipation(
     Args:
       process: The process.
       z: A stationary sample.
-      driving: u; None for the whole drift, which has more variance, and where forces are stiff a
-        bias of the order of the integrator's step.
+      driving: u; None for the whole drift, which has more variance, and where forces are stiff
+        shows the integrator's bias.
       part: Components that count, see `divergence_terms`; leave out those whose u is 0.
 
     Returns:

@@ -20,8 +20,8 @@ from experiments.active_matter.trained import Trained, load
 # Snapshots, and how many of them have exact divergences: those of many particles cost one tangent
 # for each component of the state.
 SAMPLES = {
-    "trap": (65536, 65536),
-    "ring": (131072, 131072),
+    "trap": (16384, 16384),
+    "ring": (32768, 32768),
     "crystal": (2048, 128),
     "cluster": (512, 16),
 }

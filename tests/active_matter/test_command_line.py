@@ -113,6 +113,7 @@ BAD = [
     ("train ring {new} --batch-size 1000", "multiple of batch_size = 1000"),
     ("train ring {new} --sigma 0", "sigma must be > 0"),
     ("train ring {new} --penalty.residual -1", "penalty.residual must be >= 0"),
+    ("train cluster {new} --penalty.residual 1", "penalty.residual needs exact divergences"),
     ("train crystal {new} --heads 3", "heads must divide width"),
     ("train crystal {new} --data {file}", "is not a gsd file that can be read"),
     ("train crystal {new} --data {new}.gsd", "new.gsd is not a file"),
