@@ -14,8 +14,8 @@ RUNS = "runs/active_matter"
 COMMANDS: tuple[str, ...] = (
     f"train trap {RUNS}/trap --steps 600",
     f"evaluate {RUNS}/trap",
-    f"train ring {RUNS}/ring --steps 1500 --trajectories 8192",
-    f"evaluate {RUNS}/ring --samples 32768",
+    f"train ring {RUNS}/ring --steps 1500 --batch-size 1024 --refresh 5",
+    f"evaluate {RUNS}/ring",
     f"report {RUNS}/trap {RUNS}/ring --samples 8192",
 )
 
