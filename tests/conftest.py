@@ -18,6 +18,9 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 jax.config.update("jax_num_cpu_devices", 8)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # As in a shell's job in the background; some tests send it to themselves.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # What a test compiles runs a few times only. 0 in the environment compiles it as users do.
     unoptimised = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -51,26 +54,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("egattn")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def signals_are_heard():
-    """A shell's job in the background ignores SIGINT, and so would what the tests start."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-
-
-@pytest.fixture(autouse=True)
-def no_process_outlives_its_test():
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """Also after a fixture that failed."""
     from tests.processes import kill_remaining
 
-    yield
     kill_remaining()
 
 
 @pytest.fixture
 def optimised():
     """What is compiled is rounded as users see it, where another library is the judge."""
-    before = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"
+    before = jax.config.values["jax_disable_most_optimizations"]
     # Compiled programs are found again whatever the setting.
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)

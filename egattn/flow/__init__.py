@@ -8,7 +8,8 @@ shape, and `jax.vmap` makes batches of them; nothing here knows what the compone
   `supervised`, and `penalties`.
 - `production` and its `summarise`, which has the lower bound; `binned` maps.
 - Whether to believe it: `dissipation`, `stein`, `transport`, `check_continuous`; `mean` and `ratio`
-  with standard errors, and `controlled`, which makes them small by controls of the `generator`.
+  with standard errors, and `controlled`, which makes them small by controls of the `generator`;
+  `stationary_weights` learn with them.
 - `simulate`, `ends`, and `probability_flow`, which needs diffrax (`pip install 'egattn[flow]'`).
 """
 
@@ -16,6 +17,8 @@ from egattn.flow.continuity import check_continuous as check_continuous
 from egattn.flow.continuity import missing_divergence as missing_divergence
 from egattn.flow.controls import controlled as controlled
 from egattn.flow.controls import generator as generator
+from egattn.flow.controls import stationary_weights as stationary_weights
+from egattn.flow.controls import whitening as whitening
 from egattn.flow.divergence import divergence as divergence
 from egattn.flow.divergence import divergence_terms as divergence_terms
 from egattn.flow.estimate import Estimate as Estimate

@@ -23,7 +23,11 @@ def transition(
       z: The sample.
       step: Duration h of the step.
     """
-    mean = z + step * process.drift(z)
+    return _transition(process, z, process.drift(z), step)
+
+
+def _transition(process: Process, z: Array, drift: Array, step: ArrayLike) -> tuple[Array, Array]:
+    mean = z + step * drift
     variance = jnp.broadcast_to(2 * jnp.asarray(process.diffusion) * step, z.shape)
     if process.relaxation is not None:
         rate = jnp.asarray(process.relaxation)
@@ -54,10 +58,11 @@ def advance(
       Milstein & Tretyakov, Stochastic Numerics for Mathematical Physics (2004), section 2.2, for
       additive noise.
     """
-    mean, deviation = transition(process, z, step)
+    here = process.drift(z)
+    mean, deviation = _transition(process, z, here, step)
     ahead = mean + deviation * noise
-    change = process.drift(wrap(ahead, process.period, process.origin)) - process.drift(z)
-    corrected = ahead + step / 2 * change
+    there = process.drift(wrap(ahead, process.period, process.origin))
+    corrected = ahead + step / 2 * (there - here)
     if process.relaxation is not None:
         corrected = jnp.where(jnp.asarray(process.relaxation) > 0, ahead, corrected)
     return wrap(corrected, process.period, process.origin)

@@ -98,10 +98,10 @@ def one_step_denoising(
     step: ArrayLike,
     part: ArrayLike | None = None,
 ) -> Float[Array, "*shape"]:
-    """Denoising of one step of the integrator: `denoising` with the step's own noise.
+    """Denoising of one `egattn.flow.transition`: `denoising` with the step's own noise.
 
-    The minimiser is the score of the law of the sample one step later: that of the chain's
-    stationary law if z is drawn from it, without the smoothing of `denoising`.
+    The minimiser is the score of the law of the sample one such step later. From a stationary z
+    that law is off the stationary one by O(h^2), without the smoothing of `denoising`.
 
     Args:
       score: s.

@@ -9,6 +9,7 @@ import tyro
 
 from egattn.optimizer import OptimizerConfig
 from egattn.run import RunConfig
+from experiments.active_matter.controls import has_controls
 from experiments.active_matter.systems import DEFAULTS, Name, SystemConfig
 
 Objective = Literal["implicit", "hutchinson", "denoising", "one-step", "velocity"]
@@ -56,7 +57,7 @@ class TrainConfig(RunConfig):
     """Share of the cluster's box that particles cover."""
     objective: Objective = "implicit"
     """implicit: score matching with the exact divergence; hutchinson: with an estimate of it;
-    denoising: with `sigma`; one-step: denoising of a step of the integrator; velocity: matching of
+    denoising: with `sigma`; one-step: denoising of an Euler step; velocity: matching of
     displacements, without a score."""
     penalty: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
     """Stationarity penalties."""
@@ -83,6 +84,9 @@ class TrainConfig(RunConfig):
     on: before, both are of about the last ninth of the steps."""
     batch_size: int = 256
     """Trajectories per step."""
+    stationary_weights: bool = False
+    """Whether a step's trajectories are weighted so that simple functions are stationary in them,
+    as `egattn.flow.stationary_weights` does."""
     trajectories: int = 4096
     """Trajectories that are trained on in turn; each moves on before its turn."""
     refresh: float = 1.0
@@ -115,6 +119,8 @@ class TrainConfig(RunConfig):
                 "penalty.residual needs exact divergences, since the noise of estimated ones does "
                 "not average out of their square; got objective hutchinson"
             )
+        if self.stationary_weights and not has_controls(self.of_system()):
+            raise ValueError(f"stationary_weights needs a system with controls, got {self.system}")
         if self.width % self.heads:
             raise ValueError(f"heads must divide width = {self.width}, got {self.heads}")
         self.of_system()
@@ -144,9 +150,10 @@ PRESETS: dict[str, TrainConfig] = {
     "ring": _preset(
         "ring",
         3e-3,
-        steps=2500,
+        steps=3500,
         # The flow's centre asks for averages over many trajectories: where it is nearly at rest.
         batch_size=4096,
+        stationary_weights=True,
         refresh=2.0,
         penalty=PenaltyConfig(residual=10.0),
     ),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.active_matter.controls import controls
+from experiments.active_matter.controls import controls, enough
 from experiments.active_matter.measure import Measure, Measured, in_words
 from experiments.active_matter.portrait import EXACT, is_published, portrait, portrait_in_words
 from experiments.active_matter.simulation import move, stationary
@@ -105,7 +105,8 @@ def measured(trained: Trained, z: Any, trajectories: int, exact: int) -> Measure
     if exact < len(z):
         estimated = Measure(trained.system, trained.network, "hutchinson")
         found = found.followed_by(estimated(trained.params, z[exact:]))
-    return found._replace(trajectories=trajectories, controls=controls(trained.system, z))
+    known = controls(trained.system, z) if enough(trained.system, trajectories) else None
+    return found._replace(trajectories=trajectories, controls=known)
 
 
 def held_out(system: System, samples: int, seed: int) -> tuple[np.ndarray, int]:

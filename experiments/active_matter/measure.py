@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from egattn.flow import Estimate, controlled, dissipation, production, score_of
+from egattn.flow import controlled, dissipation, production, score_of
 from egattn.flow.divergence import Method
-from experiments.active_matter.controls import SAMPLES
 from experiments.active_matter.networks import Network, attention_entropy, field
 from experiments.active_matter.objective import velocity_of
 from experiments.active_matter.systems import System
@@ -33,7 +32,7 @@ class Measured(NamedTuple):
     entropy: np.ndarray
     """Mean attention entropy of each head, [layers, heads], in nats."""
     controls: np.ndarray | None = None
-    """Of each snapshot, [snapshots, controls], if means are to be controlled."""
+    """Of each snapshot, [snapshots, controls], if what is learned is to be controlled."""
 
     def followed_by(self, more: "Measured") -> "Measured":
         """With more snapshots, whose divergences are estimated."""
@@ -44,40 +43,44 @@ class Measured(NamedTuple):
         """Means with their standard errors, and deviations."""
         s = self.samples
         divergence = s["div_x"] + s["div_g"]
-        means = {
+        learned = {
             "epr": s["total_x"] + s["total_g"],
             "epr_x": s["total_x"],
             "epr_g": s["total_g"],
             "epr_lower_bound": s["bound"],
+            "score_matching": s["score_matching"],
+        }
+        # Controls would hide what these say of the snapshots themselves.
+        checks = {
             "epr_identity": s["identity"],
             "div_v": divergence,
             "div_g_v_g": s["div_g"],
             "residual_mean": divergence + s["advection"],
             "stein": -s["stein"],
-            "score_matching": s["score_matching"],
         }
-        found = {}
-        estimate = self._mean(np.stack(list(means.values()), 1))
-        for name, value, error in zip(means, *estimate, strict=True):
-            found |= {name: float(value), f"{name}_standard_error": float(error)}
+        none = np.zeros((len(divergence), 0))
+        controls = none if self.controls is None else self.controls
+        found = self._means(learned, controls) | self._means(checks, none)
         # Deviations would be those of the estimates.
         sharp = slice(self.exact or None)
         return found | {
             "div_v_std": float(divergence[sharp].std()),
-            "residual_std": float(means["residual_mean"][sharp].std()),
+            "residual_std": float(checks["residual_mean"][sharp].std()),
             "attention_entropy": self.entropy.tolist(),
             "snapshots": len(divergence),
             "snapshots_exact": self.exact,
+            "controls": controls.shape[1],
             "per_dof": True,
         }
 
-    def _mean(self, samples: np.ndarray) -> Estimate:
-        """Over trajectories, which are independent; by their controls if there are enough."""
-        each = _by_trajectory(samples, self.trajectories)
-        controls = np.zeros((self.trajectories, 0))
-        if self.controls is not None and self.trajectories >= SAMPLES * self.controls.shape[1]:
-            controls = _by_trajectory(self.controls, self.trajectories)
-        return controlled(each, controls)
+    def _means(self, samples: dict[str, np.ndarray], controls: np.ndarray) -> dict[str, float]:
+        """And their standard errors, over trajectories, which are independent."""
+        columns = np.stack(list(samples.values()), 1)
+        estimate = controlled(*(_by_trajectory(x, self.trajectories) for x in (columns, controls)))
+        found = {}
+        for name, value, error in zip(samples, *estimate, strict=True):
+            found |= {name: float(value), f"{name}_standard_error": float(error)}
+        return found
 
 
 def _by_trajectory(samples: np.ndarray, trajectories: int) -> np.ndarray:
@@ -114,7 +117,8 @@ class Measure:
 
         Args:
           params: The network's parameters.
-          snapshots: Stationary states that it has not been trained on, each of its own trajectory.
+          snapshots: Stationary states that it has not been trained on. `trajectories` of the result
+            counts each as one of its own; replace it otherwise.
           seed: Of "hutchinson".
           check: Called between pieces; it may raise.
         """

@@ -32,7 +32,7 @@ def velocity_of(system: System, correction: Correction) -> Field:
 
 
 def make_loss(config: TrainConfig, system: System) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """Returns (correction, batch, key) -> (loss per component of z, its parts).
+    """Returns (correction, batch, weights, key) -> (loss per component of z, its parts).
 
     The loss of all score objectives is that of the score, E[|s|^2 + 2 div s] / (2 N d), with its
     minimum -E|s|^2 / (2 N d); that of velocity matching is minus the bound of the entropy
@@ -41,7 +41,7 @@ def make_loss(config: TrainConfig, system: System) -> Callable[..., tuple[Array,
     others = {"denoising": _denoising, "one-step": _one_step, "velocity": _velocity}
     terms = others.get(config.objective)
 
-    def loss(correction: Correction, z: Float[Array, "batch ..."], key: Array):
+    def loss(correction: Correction, z: Float[Array, "batch ..."], weights: Array, key: Array):
         def one(z, key):
             if terms is None:
                 change = _change(config, system, correction, z, key)
@@ -50,7 +50,7 @@ def make_loss(config: TrainConfig, system: System) -> Callable[..., tuple[Array,
             return terms(config, system, correction, z, key), change
 
         found, change = jax.vmap(one)(z, jax.random.split(key, len(z)))
-        parts = {"objective": jnp.mean(found)}
+        parts = {"objective": jnp.sum(weights * found)}
         if change and config.penalty.any:
             parts |= _penalties(config, change, z[0].size)
         return sum(parts.values(), jnp.zeros(())), parts

@@ -15,7 +15,6 @@ def move(
     z: Float[Array, "samples 2 particles dimensions"],
     key: Array,
     time: float,
-    dt: float | None = None,
 ) -> Float[Array, "samples 2 particles dimensions"]:
     """Moves each sample on by a time, with noise of its own.
 
@@ -24,9 +23,8 @@ def move(
       z: States.
       key: Random key.
       time: How far.
-      dt: Longest time step; the system's by default.
     """
-    steps, dt = time_steps(time, system.dt if dt is None else dt)
+    steps, dt = time_steps(time, system.dt)
     one = functools.partial(simulate, system.process, step=dt, steps=steps, every=steps)
     return jax.vmap(lambda z, key: one(z, key)[0])(z, jax.random.split(key, len(z)))
 
@@ -41,14 +39,7 @@ def time_steps(time: float, longest: float) -> tuple[int, float]:
 def stationary(
     system: System, key: Array, samples: int
 ) -> Float[Array, "samples 2 particles dimensions"]:
-    """Draws independent states, by a burn-in from the system's start.
-
-    Most of the burn-in takes longer steps; the last ones are the system's own, so that stiff
-    directions have the law that these give.
-    """
-    start, burn, end = jax.random.split(key, 3)
+    """Draws independent states, by a burn-in from the system's start."""
+    start, burn = jax.random.split(key)
     z = jax.vmap(system.start)(jax.random.split(start, samples))
-    if not system.burn_in:
-        return z
-    z = move(system, z, burn, system.burn_in, max(system.dt, 0.01))
-    return move(system, z, end, 1.0)
+    return move(system, z, burn, system.burn_in) if system.burn_in else z

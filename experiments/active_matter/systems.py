@@ -27,7 +27,7 @@ RING = 16.0
 """Circumference of the ring."""
 # At distance 2 a contact's stiffness is k sigmoid(0); only nearest neighbours touch.
 _SPRING, _SPACING, _REACH = STRENGTH / 2, 2.0, 2.5
-# Time step over the fastest relaxation time: laws are off by about its square / 6.
+# Time step over the fastest relaxation time: laws are off by about its square / 4.
 _STEP = 0.05
 # Root mean square of the coordinates of 64 particles in the trap, about.
 _CLUSTER = 4.3
@@ -249,7 +249,8 @@ def _cluster(config: SystemConfig) -> System:
         start=start,
         # Five relaxation times of the trap.
         burn_in=5 / TRAP,
-        dt=0.008,
+        # Contacts of six neighbours relax in about this.
+        dt=_STEP / (2.5 * STRENGTH),
         spacing=10.0,
         symmetry=_turned,
         period=config.box,

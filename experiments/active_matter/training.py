@@ -13,11 +13,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from egattn.flow import stationary_weights, whitening
 from egattn.optimizer import make_optimizer, make_schedule
 from egattn.run import Describe, Task, execute, laid_out
 from egattn.run.console import devices_line, parameter_table
 from egattn.sharding import BATCH, batch_shards, make_mesh
 from experiments.active_matter.config import EMA, TrainConfig
+from experiments.active_matter.controls import COARSE, control, controls
 from experiments.active_matter.measure import Measure, in_words
 from experiments.active_matter.networks import Network, field, linear_answer
 from experiments.active_matter.objective import make_loss
@@ -26,7 +28,9 @@ from experiments.active_matter.snapshots import read_snapshots
 from experiments.active_matter.systems import make_system
 
 # Keys of a run: what is drawn from each is independent of the others.
-_PARAMETERS, _TRAJECTORIES, _STEPS, _HELD_OUT = range(4)
+_PARAMETERS, _TRAJECTORIES, _STEPS, _HELD_OUT, _CONTROLS = range(5)
+# States of which the variances of controls are taken.
+_WHITENED = 8192
 
 
 @flax.struct.dataclass
@@ -70,6 +74,7 @@ class _Training:
         self.network = Network(self.system, config)
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         self.turns = config.trajectories // config.batch_size
+        self.whitening = self.make_whitening() if config.stationary_weights else None
         shape = (config.trajectories, 2, self.system.particles, self.system.dimensions)
         self.shape = jax.ShapeDtypeStruct(shape, np.float32)
 
@@ -133,10 +138,10 @@ class _Training:
         trajectories = state.trajectories.at[turn].set(z)
         turning, learning = jax.random.split(learning)
         z = jax.vmap(self.system.symmetry)(jax.random.split(turning, len(z)), z)
-        loss = make_loss(c, self.system)
+        loss, weights = make_loss(c, self.system), self.weights(z)
 
         def of_params(params):
-            return loss(field(self.network, params), z, learning)
+            return loss(field(self.network, params), z, weights, learning)
 
         (value, parts), gradient = jax.value_and_grad(of_params, has_aux=True)(state.params)
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
@@ -147,6 +152,18 @@ class _Training:
         ]
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient), **parts}
         return State(params, averages, opt_state, trajectories), metrics
+
+    def make_whitening(self) -> np.ndarray:
+        draw = functools.partial(stationary, self.system, samples=_WHITENED)
+        z = np.asarray(jax.jit(draw)(self.key(_CONTROLS)))
+        return whitening(controls(self.system, z, COARSE))
+
+    def weights(self, z: Any) -> jax.Array:
+        """Of the states of a step; their sum is 1, or is so on average."""
+        if self.whitening is None:
+            return jnp.full(len(z), 1 / len(z), z.dtype)
+        one = functools.partial(control, self.system, fineness=COARSE)
+        return stationary_weights(jax.vmap(one)(z) @ jnp.asarray(self.whitening, z.dtype))
 
     @functools.cached_property
     def held_out(self) -> jax.Array:

@@ -15,7 +15,7 @@ from tests.active_matter.running import records, refused, start
 TRAIN = (
     "--particles 3 --steps 6 --batch-size 8 --trajectories 16 --refresh 0.05 --width 8 --layers 1 "
     "--heads 2 --linear-samples 16 --evaluate-samples 8 --log-every 1 --evaluate-every 3 "
-    "--checkpoint-every 2"
+    "--checkpoint-every 2 --stationary-weights"
 )
 
 
@@ -113,6 +113,7 @@ BAD = [
     ("train ring {new} --batch-size 1000", "multiple of batch_size = 1000"),
     ("train ring {new} --sigma 0", "sigma must be > 0"),
     ("train ring {new} --penalty.residual -1", "penalty.residual must be >= 0"),
+    ("train cluster {new} --stationary-weights", "stationary_weights needs a system with controls"),
     ("train cluster {new} --penalty.residual 1", "penalty.residual needs exact divergences"),
     ("train crystal {new} --heads 3", "heads must divide width"),
     ("train crystal {new} --data {file}", "is not a gsd file that can be read"),

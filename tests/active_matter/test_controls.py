@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.active_matter.controls import SAMPLES, controls
+from experiments.active_matter.controls import controls, enough
 from experiments.active_matter.fokker_planck import solve
 from experiments.active_matter.measure import Measured
 from experiments.active_matter.simulation import stationary
@@ -66,18 +66,24 @@ def test_of_exact_samples(name):
 def test_they_make_the_error_small(ring):
     values, rates = ring
     plain, found = measured(rates, len(rates), None), measured(rates, len(rates), values)
+    assert (plain["controls"], found["controls"]) == (0, 82)
+    # What tells whether snapshots are stationary is not controlled.
+    assert found["epr_identity"] == plain["epr_identity"]
     error = found["epr_x_standard_error"]
     assert error < plain["epr_x_standard_error"] / 20
     assert abs(found["epr_x"] - 0.3970) < 4 * error + 5e-4
     assert plain["epr_x"] == pytest.approx(rates.mean())
 
 
-def test_few_trajectories_go_without(ring):
-    values, rates = ring
-    few = SAMPLES * 82 - 1
-    alone = measured(rates[:few], few, None)
-    assert measured(rates[:few], few, values[:few]) == alone
-    assert measured(rates[: few + 1], few + 1, values[: few + 1])["epr"] != alone["epr"]
+@pytest.mark.parametrize(("name", "least"), [("ring", 1640), ("trap", 120), ("crystal", 120)])
+def test_few_trajectories_go_without(name, least):
+    system = make_system(DEFAULTS[name])
+    assert enough(system, least)
+    assert not enough(system, least - 1)
+
+
+def test_a_periodic_box_has_none():
+    assert not enough(make_system(DEFAULTS["cluster"]), 10**6)
 
 
 def test_times_of_a_trajectory_are_one_sample():

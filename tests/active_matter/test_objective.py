@@ -12,6 +12,7 @@ from experiments.active_matter.objective import make_loss
 from experiments.active_matter.systems import RATE, TRAP, make_system
 
 SPEED, NOISE, SAMPLES = 0.2, 0.1, 60_000
+EVEN = jnp.full(SAMPLES, 1 / SAMPLES)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def best(objective, system, snapshots, **values):
 
     def of_matrix(entries):
         matrix = entries.reshape(2, 2)
-        return loss(lambda z: correction(matrix, z), snapshots, jax.random.key(1))[0]
+        return loss(lambda z: correction(matrix, z), snapshots, EVEN, jax.random.key(1))[0]
 
     start = jnp.zeros(4)
     slope, curvature = jax.jit(jax.grad(of_matrix))(start), jax.jit(jax.hessian(of_matrix))(start)
@@ -79,7 +80,7 @@ def test_minimiser_is_the_exact_one(objective, values, law, system, snapshots):
 def test_loss_is_that_of_the_score(system, snapshots):
     exact = expected(covariance())
     loss = make_loss(PRESETS["trap"], system)
-    value, _ = loss(lambda z: correction(jnp.float32(exact), z), snapshots, jax.random.key(1))
+    value, _ = loss(lambda z: correction(jnp.float32(exact), z), snapshots, EVEN, jax.random.key(1))
     assert float(value) == pytest.approx(-np.trace(np.linalg.inv(covariance())) / 2, rel=0.02)
 
 
@@ -87,9 +88,11 @@ def test_penalties_vanish_at_the_exact_answer_and_nowhere_near(system, snapshots
     penalty = PenaltyConfig(1.0, 1.0, 1.0)
     loss = make_loss(dataclasses.replace(PRESETS["trap"], penalty=penalty), system)
     exact = expected(covariance())
-    _, right = loss(lambda z: correction(jnp.float32(exact), z), snapshots, jax.random.key(1))
+    _, right = loss(lambda z: correction(jnp.float32(exact), z), snapshots, EVEN, jax.random.key(1))
     wrong_score = exact - 0.1 * np.linalg.inv(covariance())
-    _, wrong = loss(lambda z: correction(jnp.float32(wrong_score), z), snapshots, jax.random.key(1))
+    _, wrong = loss(
+        lambda z: correction(jnp.float32(wrong_score), z), snapshots, EVEN, jax.random.key(1)
+    )
     assert float(right["residual"]) < 1e-10
     # A score too large by a tenth: 0.0214 in each of two independent dimensions.
     assert float(wrong["residual"]) == pytest.approx(2 * 0.0214**2 / 4, rel=0.05)

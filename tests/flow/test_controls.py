@@ -73,6 +73,21 @@ def test_error_of_what_they_explain_in_part(rng):
     assert errors.mean() < 0.5 * plain
 
 
+def test_weights_leave_every_expectation_and_take_the_noise():
+    """Of a function that controls explain in part."""
+    rng, count, repeats = np.random.default_rng(1), 1000, 200
+    whiten = flow.whitening(of_samples(TRAP.process(), products, normal(rng, 5000)))
+    z = normal(rng, repeats * count)
+    controls = of_samples(TRAP.process(), products, z) @ whiten
+    np.testing.assert_allclose(controls.T @ controls / len(controls), np.eye(3), atol=0.1)
+    weights = jax.vmap(flow.stationary_weights)(jnp.asarray(controls).reshape(repeats, count, 3))
+    y = z[:, 0].reshape(repeats, count) ** 4
+    found = np.sum(np.asarray(weights) * y, 1)
+    exact = 3 * TRAP.covariance[0, 0] ** 2
+    assert abs(found.mean() - exact) < 4 * found.std() / np.sqrt(repeats)
+    assert found.std() < 0.7 * y.mean(1).std()
+
+
 def test_none_collinear_and_empty_ones(rng):
     y = rng.normal(size=(50, 2))
     value, error = flow.controlled(y, np.zeros((50, 0)))
@@ -82,10 +97,21 @@ def test_none_collinear_and_empty_ones(rng):
     one = flow.controlled(y, c)
     many = flow.controlled(y, np.concatenate([c, 3 * c, 0 * c], 1))
     np.testing.assert_allclose(many.value, one.value)
+    np.testing.assert_allclose(many.standard_error, one.standard_error)
+
+
+def test_error_where_controls_are_many(rng):
+    y, c = rng.normal(size=(2000, 20)), rng.normal(size=(2000, 20, 8))
+    values, errors = map(np.array, zip(*map(flow.controlled, y, c), strict=True))
+    assert abs(np.sqrt((errors**2).mean()) / values.std() - 1) < 0.1
 
 
 def test_too_few_samples():
     with pytest.raises(ValueError, match="3 controls need at least 5 samples, got 4"):
         flow.controlled(np.ones(4), np.ones((4, 3)))
-    with pytest.raises(ValueError, match="expected the controls of 4 samples, got those of 5"):
+    with pytest.raises(
+        ValueError, match=r"expected controls \[4 samples, controls\], got shape \(5, 1\)"
+    ):
         flow.controlled(np.ones(4), np.ones((5, 1)))
+    with pytest.raises(ValueError, match="controls must be finite"):
+        flow.controlled(np.ones(4), np.full((4, 1), np.nan))

@@ -84,7 +84,9 @@ def test_steps_are_heun_s(relaxes):
 def test_the_error_of_the_law_falls_with_the_square_of_the_step():
     errors = []
     for h in (2.0, 1.0, 0.5):
-        transfer, spread = heun(h, True)
+        move = functools.partial(flow.advance, TRAP.process(RELAXATION), step=h)
+        with jax.enable_x64(True):
+            transfer, spread = map(np.array, jax.jacobian(move, (0, 1))(np.zeros(2), np.zeros(2)))
         chain = solve_discrete_lyapunov(transfer, spread @ spread.T)
         errors.append(np.abs(chain - TRAP.covariance).max())
     assert errors[0] / errors[1] > 3.5
@@ -121,6 +123,14 @@ def test_positions_stay_in_their_box():
     assert np.all((frames[:, 0] >= -2) & (frames[:, 0] < 2))
     assert frames.shape == (200, 2)
     assert frames[-1, 1] > 10
+
+
+def test_a_step_across_the_end_of_a_period():
+    """The drift is asked where the particle is put back, and so is the corrected end."""
+    process = flow.Process(lambda z: z**2, diffusion=0.0, period=np.array([2.0]), origin=-1.0)
+    # To .8 + .64 / 2 = 1.12, which is -.88; then .8 + (.64 + .7744) / 4.
+    found = flow.advance(process, jnp.array([0.8]), jnp.zeros(1), 0.5)
+    np.testing.assert_allclose(found, 0.8 + (0.64 + 0.7744) / 4 - 2, rtol=1e-5)
 
 
 def test_two_ends_have_opposite_noise():

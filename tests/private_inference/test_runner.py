@@ -40,6 +40,7 @@ from tests.private_inference.runs import (
     write_export,
     write_model,
 )
+from tests.processes import Process
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +74,7 @@ def copy(exported, tmp_path) -> Path:
     return shutil.copytree(exported, tmp_path / "copy")
 
 
-def children(process: subprocess.Popen) -> dict[int, int]:
+def children(process: Process) -> dict[int, int]:
     """Process ids of a launcher's parties by rank."""
     found = {}
     for directory in Path("/proc").glob("[0-9]*"):
@@ -85,7 +86,7 @@ def children(process: subprocess.Popen) -> dict[int, int]:
     return found
 
 
-def in_warm_run(process: subprocess.Popen) -> dict[int, int]:
+def in_warm_run(process: Process) -> dict[int, int]:
     """Waits until rank 0 has reported the cold run; returns the parties' process ids."""
     while process.poll() is None:
         time.sleep(0.1)

@@ -153,9 +153,7 @@ STAGED = (
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_directory_in_the_making_is_removed(tmp_path, number):
-    process = script(
-        STAGED.format(work="time.sleep(60)"), cwd=tmp_path, env={"PYTHONPATH": str(Path.cwd())}
-    )
+    process = script(STAGED.format(work="time.sleep(60)"), cwd=tmp_path, env=HERE)
     ready(process)
     process.send_signal(number)
     status, said = ending(process)
