@@ -12,7 +12,7 @@ from experiments.active_matter.measure import Measured
 from experiments.active_matter.simulation import stationary
 from experiments.active_matter.systems import DEFAULTS, SystemConfig, make_system
 
-NAMES = ("total_x", "total_g", "bound", "div_x", "div_g", "advection", "identity", "stein")
+NAMES = "total_x total_g bound div_x div_g advection identity stein score_matching".split()
 
 
 def of_grid(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +27,7 @@ def of_grid(count: int) -> tuple[np.ndarray, np.ndarray]:
     ]
     z = np.stack(points, 1)
     rates = (ring.fields(z).velocity ** 2).sum(1) / 0.1
-    return np.float32(z)[:, :, None, None], rates
+    return z.astype(np.float32)[:, :, None, None], rates
 
 
 def drawn(name, count: int) -> np.ndarray:
@@ -37,7 +37,7 @@ def drawn(name, count: int) -> np.ndarray:
 
 
 def measured(rates: np.ndarray, trajectories: int, values: np.ndarray | None) -> dict:
-    samples = dict.fromkeys((*NAMES, "score_matching"), rates)
+    samples: dict[str, np.ndarray] = dict.fromkeys(NAMES, rates)
     return Measured(samples, len(rates), trajectories, np.zeros((1, 1)), values).values()
 
 

@@ -109,9 +109,7 @@ def test_error_where_controls_are_many(rng):
 def test_too_few_samples():
     with pytest.raises(ValueError, match="3 controls need at least 5 samples, got 4"):
         flow.controlled(np.ones(4), np.ones((4, 3)))
-    with pytest.raises(
-        ValueError, match=r"expected controls \[4 samples, controls\], got shape \(5, 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"controls \[4 samples, controls\], got shape \(5, 1\)"):
         flow.controlled(np.ones(4), np.ones((5, 1)))
     with pytest.raises(ValueError, match="controls must be finite"):
         flow.controlled(np.ones(4), np.full((4, 1), np.nan))
