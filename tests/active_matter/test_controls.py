@@ -12,7 +12,10 @@ from experiments.active_matter.measure import Measured
 from experiments.active_matter.simulation import stationary
 from experiments.active_matter.systems import DEFAULTS, SystemConfig, make_system
 
-NAMES = "total_x total_g bound div_x div_g advection identity stein score_matching".split()
+NAMES = (
+    *("total_x", "total_g", "bound", "div_x", "div_g"),
+    *("advection", "identity", "stein", "score_matching"),
+)
 
 
 def of_grid(count: int) -> tuple[np.ndarray, np.ndarray]:
