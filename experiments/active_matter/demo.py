@@ -2,10 +2,9 @@
 
     make active-matter        (or: python -m experiments.active_matter demo)
 
-Hardware: 2 CPU cores, less than 5 minutes. Expected: entropy production of the trap within 2 % of
-0.2667 per degree of freedom, of the ring within 3 % of 0.397, flow centre within 0.2 of
-(3.26, -0.19). Seen:
-4 min 24 s without installation, 0.2664, 0.3883 +- 0.0035, (3.226, -0.191).
+Hardware: 2 CPU cores, less than 5 minutes. Expected: entropy production of the trap within 1 % of
+0.2667 per degree of freedom, of the ring within 1 % of 0.397, flow centre within 0.1 of
+(3.262, -0.190). Seen: 2 min 13 s without installation, 0.2674, 0.3968, (3.204, -0.207).
 """
 
 from collections.abc import Callable
