@@ -74,7 +74,6 @@ class _Training:
         self.network = Network(self.system, config)
         self.optimizer = make_optimizer(config.optimizer, config.steps)
         self.turns = config.trajectories // config.batch_size
-        self.whitening = self.make_whitening() if config.stationary_weights else None
         shape = (config.trajectories, 2, self.system.particles, self.system.dimensions)
         self.shape = jax.ShapeDtypeStruct(shape, np.float32)
 
@@ -153,14 +152,17 @@ class _Training:
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient), **parts}
         return State(params, averages, opt_state, trajectories), metrics
 
-    def make_whitening(self) -> np.ndarray:
+    @functools.cached_property
+    def whitening(self) -> np.ndarray:
         draw = functools.partial(stationary, self.system, samples=_WHITENED)
-        z = np.asarray(jax.jit(draw)(self.key(_CONTROLS)))
-        return whitening(controls(self.system, z, COARSE))
+        # A step asks for it first, while it is traced.
+        with jax.ensure_compile_time_eval():
+            z = np.asarray(jax.jit(draw)(self.key(_CONTROLS)))
+            return whitening(controls(self.system, z, COARSE))
 
     def weights(self, z: Any) -> jax.Array:
         """Of the states of a step; their sum is 1, or is so on average."""
-        if self.whitening is None:
+        if not self.config.stationary_weights:
             return jnp.full(len(z), 1 / len(z), z.dtype)
         one = functools.partial(control, self.system, fineness=COARSE)
         return stationary_weights(jax.vmap(one)(z) @ jnp.asarray(self.whitening, z.dtype))
