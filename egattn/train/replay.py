@@ -94,9 +94,19 @@ def _repeat(run: TrainConfig, manifest, step: int) -> tuple[dict[str, np.ndarray
 def _state_before(run: TrainConfig, mesh: Mesh, step: int) -> tuple[int, TrainState]:
     """The newest one that there is, and its step."""
     directory, wanted = RunDirectory(run.run), target(run, mesh)
-    if not any(s < step and is_sealed(directory.checkpoint(s)) for s in directory.saved_steps()):
-        return 0, first_state(run, mesh)[0]
-    return directory.read_checkpoint(lambda path: restore(path, wanted), below=step)
+
+    def are_saved() -> bool:
+        saved = (s for s in directory.saved_steps() if s < step)
+        return any(is_sealed(directory.checkpoint(s)) for s in saved)
+
+    if are_saved():
+        try:
+            return directory.read_checkpoint(lambda path: restore(path, wanted), below=step)
+        except FileNotFoundError:
+            # A run that goes on may have deleted the last of them meanwhile.
+            if are_saved():
+                raise
+    return 0, first_state(run, mesh)[0]
 
 
 def _recorded(run: Path, step: int) -> dict[str, float] | None:

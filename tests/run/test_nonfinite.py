@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from egattn.data import batches, load_manifest
+from egattn.run import RunDirectory
 from egattn.sharding import make_mesh
 from egattn.train import step as step_module
 from egattn.train.config import TrainConfig
@@ -123,6 +124,22 @@ class TestReplay:
             assert values[name] == recorded[name]
         assert values["difference"] == 0
         assert sorted(finished.rglob("*")) == before
+
+    def test_checkpoints_that_a_run_deletes_meanwhile(
+        self, finished, tmp_path, capsys, monkeypatch
+    ):
+        """It goes on to where none is left below the step, as if it had asked a moment later."""
+        run, read = tmp_path / "run", RunDirectory.read_checkpoint
+        shutil.copytree(finished, run)
+
+        def late(directory, *args, **kwargs):
+            for step in directory.saved_steps()[:-1]:
+                shutil.rmtree(directory.checkpoint(step))
+            return read(directory, *args, **kwargs)
+
+        monkeypatch.setattr(RunDirectory, "read_checkpoint", late)
+        values = self.replayed(capsys, "{0} --step 8", run)
+        assert (values["checkpoint"], values["difference"]) == (0, 0)
 
     def test_a_stop_is_repeated(self, spoiled, data, tmp_path, capsys):
         run = tmp_path / "run"
