@@ -1,6 +1,5 @@
 """The program's commands, in this process or another one."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,6 @@ def start(command: str) -> Process:
     """Starts a command in another process, with as many devices as this one."""
     words = ["-m", "experiments.active_matter", *command.split()]
     return spawn(*words, cwd=Path(__file__).parents[2], env={"JAX_NUM_CPU_DEVICES": "8"})
-
-
-def records(run: Path, kind: str) -> list[dict]:
-    """Records of a kind in a run's metrics."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [r for r in map(json.loads, lines) if r["kind"] == kind]
 
 
 def refused(capsys, command: str) -> str:

@@ -10,7 +10,8 @@ import pytest
 
 from experiments.active_matter.__main__ import main
 from experiments.active_matter.trained import load
-from tests.active_matter.running import records, refused, start
+from tests.active_matter.running import refused, start
+from tests.training import records
 
 TRAIN = (
     "--particles 3 --steps 6 --batch-size 8 --trajectories 16 --refresh 0.05 --width 8 --layers 1 "
