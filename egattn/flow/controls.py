@@ -79,7 +79,12 @@ def stationary_weights(
     Args:
       controls: Whitened controls c of each sample, see `whitening`, of samples other than these;
         far fewer than samples.
+
+    Raises:
+      ValueError: If there is only one sample.
     """
+    if len(controls) < 2:
+        raise ValueError(f"stationary weights need at least 2 samples, got {len(controls)}")
     others = (controls.sum(0) - controls) / (len(controls) - 1)
     return (1 - (controls * others).sum(1)) / len(controls)
 

@@ -107,6 +107,8 @@ def test_error_where_controls_are_many(rng):
 
 
 def test_too_few_samples():
+    with pytest.raises(ValueError, match="stationary weights need at least 2 samples, got 1"):
+        flow.stationary_weights(jnp.ones((1, 3)))
     with pytest.raises(ValueError, match="3 controls need at least 5 samples, got 4"):
         flow.controlled(np.ones(4), np.ones((4, 3)))
     with pytest.raises(ValueError, match=r"controls \[4 samples, controls\], got shape \(5, 1\)"):
