@@ -1,7 +1,7 @@
 """A trace of chosen steps: what host and device did, and when."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +33,19 @@ class Profiler:
         """Ends an open trace."""
         if self._open:
             self._open = False
-            try:
+            with self._noted():
                 jax.profiler.stop_trace()
-            except (OSError, jax.errors.JaxRuntimeError) as error:
-                self._note(f"no profile: {' '.join(str(error).split())}")
-                return
-            self._note(
-                f"profile: {self._directory} (*.trace.json.gz opens in ui.perfetto.dev, the "
-                f"directory in XProf)"
-            )
+                self._note(
+                    f"profile: {self._directory} (*.trace.json.gz opens in ui.perfetto.dev, the "
+                    f"directory in XProf)"
+                )
 
     def step(self, step: int) -> contextlib.AbstractContextManager[Any]:
         """Context of a step's work; the first step to trace begins the trace."""
         if step not in self._steps:
             return contextlib.nullcontext()
-        if not self._open:
-            jax.profiler.start_trace(self._directory)
-            self._open = True
+        if not self._open and not self._begun():
+            self._steps = range(0)
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def end(self, step: int, results: Any) -> None:
@@ -57,3 +53,19 @@ class Profiler:
         if self._open and step == self._steps[-1]:
             jax.block_until_ready(results)
             self.__exit__()
+
+    def _begun(self) -> bool:
+        with self._noted():
+            # First, since a trace that cannot be written stays open in this process.
+            self._directory.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(self._directory)
+            self._open = True
+        return self._open
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """A trace that fails, say since another one is open, is no training that fails."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            self._note(f"no profile: {' '.join(str(error).split())}")

@@ -4,6 +4,7 @@ Needs the standard library only, so that a command can listen before it imports 
 """
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -17,6 +18,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Seconds in which a signal that comes again is the same request: `timeout` and some terminals send
 # it to the process and to its group.
 _ONE_REQUEST = 0.2
+# Seconds in which a destructor that a signal has hit is over.
+_MOMENT = 0.01
 # Seconds that work which cannot go on later has to clean up.
 _GRACE = 5
 
@@ -45,6 +48,8 @@ class StopRequest:
         self._keeps, self._waiting, self._shared = not ends_process, False, False
         # Whether the work itself ends, and says so, although it may have left `keeping` since.
         self._noted = False
+        # When the signal was last sent for the same request.
+        self._since = -math.inf
         self._listening = threading.current_thread() is threading.main_thread()
         self._before: dict[int, object] = {}
 
@@ -124,11 +129,15 @@ class StopRequest:
             raise Preempted(f"stopped by {self.name}")
 
     def _unraisable(self, found: "sys.UnraisableHookArgs") -> None:
-        """Raises Preempted again that came where nothing can be raised, say in a destructor."""
+        """Sends the signal of a Preempted again that came where nothing can be raised.
+
+        As in a destructor, or here: so it comes a moment later, from another thread.
+        """
         if not isinstance(found.exc_value, Preempted):
             return self._outer_hook(found)
-        self._waiting = True
-        signal.raise_signal(signal.Signals[self.name or "SIGTERM"])
+        self._waiting, self._since = True, time.monotonic()
+        again = threading.main_thread().ident, signal.Signals[self.name or "SIGTERM"]
+        threading.Timer(_MOMENT, signal.pthread_kill, again).start()
 
     def _watch(self) -> None:
         """Runs beside the main thread, which may be in the compiler for a minute."""
@@ -136,7 +145,7 @@ class StopRequest:
             first = self._heard()
             if first is None:
                 return
-            name, since = signal.Signals(first).name, time.monotonic()
+            name, self._since = signal.Signals(first).name, time.monotonic()
             if not (self._keeps or self._noted or self._shared):
                 if self.resumes:
                     _end(f"stopped by {name}, nothing to save; the same command continues", 0)
@@ -145,7 +154,7 @@ class StopRequest:
                 self._near.settimeout(_GRACE)
             with contextlib.suppress(TimeoutError):
                 while number := self._heard():
-                    if time.monotonic() - since > _ONE_REQUEST:
+                    if time.monotonic() - self._since > _ONE_REQUEST:
                         name = signal.Signals(number).name
                         _end(f"\n{name} again: stopped at once", 128 + number)
                 return

@@ -1,6 +1,8 @@
 """Whatever shows progress can fail without touching training."""
 
 import contextlib
+import dataclasses
+import errno
 import io
 import json
 import os
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tensorboardX import record_writer
@@ -141,13 +144,38 @@ class TestTensorBoard:
         assert [e.step for e in rest if e.summary.value[0].tag == "train/loss"] == [*range(1, 7)]
 
 
-def test_a_profile_that_cannot_be_written(tmp_path, capsys):
-    config = RunConfig(tmp_path / "run", steps=6, log_every=1, checkpoint_every=2, profile=(1, 2))
-    config.run.mkdir()
-    (config.run / "profile").write_text("")
-    train(config)
-    assert "no profile: " in capsys.readouterr().out
-    assert logged(config) == COMPLETE
+class TestAProfileThatFails:
+    """The training goes on, and the next one of the process can be traced."""
+
+    @pytest.fixture
+    def traced(self, config) -> RunConfig:
+        return dataclasses.replace(config, profile=(1, 2))
+
+    def goes_on(self, config: RunConfig, capsys) -> None:
+        train(config)
+        assert "no profile: " in capsys.readouterr().out
+        assert logged(config) == COMPLETE
+
+    def test_in_the_way_of_its_directory(self, traced, tmp_path, capsys):
+        traced.run.mkdir()
+        (traced.run / "profile").write_text("")
+        self.goes_on(traced, capsys)
+        train(dataclasses.replace(traced, run=tmp_path / "next"))
+        assert capsys.readouterr().out.startswith("profile: ")
+
+    def test_traced_already(self, traced, tmp_path, capsys):
+        with jax.profiler.trace(tmp_path / "other"):
+            self.goes_on(traced, capsys)
+
+    def test_no_room_at_its_end(self, traced, capsys, monkeypatch):
+        stop = jax.profiler.stop_trace
+
+        def full():
+            stop()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(jax.profiler, "stop_trace", full)
+        self.goes_on(traced, capsys)
 
 
 class TestCommands:

@@ -162,6 +162,23 @@ def test_a_directory_in_the_making_is_removed(tmp_path, number):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("seconds", [0, 0.4])
+def test_in_a_destructor(tmp_path, number, seconds):
+    """Where Python can only print an exception: the work ends as anywhere else."""
+    destructor = (
+        "class Slow:\n        def __del__(self):\n"
+        f"            os.kill(os.getpid(), {int(number)})\n            time.sleep({seconds})\n"
+        "    Slow()\n    time.sleep(60)"
+    )
+    process = script(STAGED.format(work=destructor), cwd=tmp_path, env=HERE)
+    ready(process)
+    status, said = ending(process, 20)
+    assert status == 128 + number
+    assert said.removeprefix("program: ") == f"stopped by {number.name}\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_work_that_hears_nothing_ends_within_seconds(tmp_path):
     """What it leaves nobody takes for the directory, and the next start removes."""
     process = script(STAGED.format(work=DEAF), cwd=tmp_path, env=HERE)
