@@ -7,23 +7,41 @@ pass. All features are continuous with their derivatives: implicit score matchin
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.active_matter.forces import pairs, softplus
-from experiments.active_matter.systems import RATE, TRAP, System
+from experiments.active_matter.forces import REACH, pairs, softplus
+from experiments.active_matter.systems import RATE, STIFFNESS, STRENGTH, TRAP, System
 
 Force = Callable[[Array], Array]
 
 # Euler steps up to each of the times 0.1, 0.3, 1 and 3, and their length: short where the hard
 # contacts relax.
 _LEGS = ((1, 0.1), (2, 0.1), (6, 0.7 / 6), (16, 0.125))
-# Radii of the neighbours' shells, and where they end.
-_SHELLS, _REACH = (2.0, 2.5, 3.0, 3.5), 4.0
+# Radii of the neighbours' shells.
+_SHELLS = (2.0, 2.5, 3.0, 3.5)
+
+
+class _Push(NamedTuple):
+    """A repulsion that fades out between two distances."""
+
+    strength: Any
+    stiffness: Any
+    start: Any
+    end: Any
+
+
+# The cluster's own, which needs no end, and softer ones.
+_PUSHES = (
+    _Push(STRENGTH, STIFFNESS, 1e3, 2e3),
+    _Push(2.5, 3.0, 3.0, REACH),
+    _Push(1.0, 3.0, 3.0, REACH),
+)
 
 
 class Features(NamedTuple):
@@ -44,14 +62,14 @@ def local_features(system: System, z: Float[Array, "2 particles dimensions"]) ->
         return Features(jnp.stack(own, 1), jnp.zeros((system.particles, 0), z.dtype))
     delta, distance, others = pairs(x, system.period)
     shells = jnp.stack([jnp.exp(-(((distance - r) / 0.4) ** 2)) for r in _SHELLS])
-    weights = shells * fade(distance, 0.0, _REACH) * others
+    weights = shells * fade(distance, 0.0, REACH) * others
     places = jnp.einsum("sij,dij->sid", weights, delta)
     propulsions = jnp.einsum("sij,jd->sid", weights, g)
     vectors = jnp.concatenate([jnp.stack(own), places, propulsions])
     return Features(vectors.swapaxes(0, 1), weights.sum(-1).T)
 
 
-def fade(r: Float[Array, "..."], start: float, end: float) -> Float[Array, "..."]:
+def fade(r: Float[Array, "..."], start: Any, end: Any) -> Float[Array, "..."]:
     """1 up to `start`, 0 from `end` on, with two continuous derivatives."""
     t = jnp.clip((r - start) / (end - start), 0, 1)
     return 1 - t**3 * (10 - 15 * t + 6 * t**2)
@@ -60,52 +78,61 @@ def fade(r: Float[Array, "..."], start: float, end: float) -> Float[Array, "..."
 def flow_features(
     system: System, z: Float[Array, "2 particles dimensions"]
 ) -> Float[Array, "particles vectors dimensions"]:
-    """q_t and J_t^T g along each of the system's flows, and q_t of the flow that g drives."""
+    """q_t and J_t^T g along each of the system's flows, and q_t of the flows that +-g drives."""
     x, g = z
-    found = []
-    for force in flows(system):
-        found += _responses(force, x, g)
-    for sign in (1, -1):
-        place, t = x, 0.0
-        for count, length in _LEGS:
-            place = _carried(functools.partial(_driven, system, sign * g), place, t, count, length)
-            t += count * length
-            found.append(place - x)
-    return jnp.stack(found, 1)
+
+    def driven(sign):
+        return jnp.stack(_displacements(functools.partial(_driven, system, sign * g), x))
+
+    found = [responses(system, x, g), jax.vmap(driven)(jnp.array([1.0, -1.0], x.dtype))]
+    return jnp.concatenate([f.reshape(-1, *x.shape) for f in found]).swapaxes(0, 1)
 
 
-def flows(system: System) -> Sequence[Force]:
-    """The system's own force; for a cluster also softer ones, which see further."""
+def responses(system: System, x: Array, g: Array) -> Float[Array, "flows vectors ..."]:
+    """Along the system's own flow; for a cluster also along softer ones, which see further."""
     if system.exact is not None:
-        return (system.force,)
-    soft = [functools.partial(_soft, system.period, strength) for strength in (2.5, 1.0)]
-    return (system.force, *soft)
+        return _responses(system.force, x, g)[None]
+
+    def along(push):
+        return _responses(lambda x: _pushed(push, system.period, x) - TRAP * x, x, g)
+
+    return jax.vmap(along)(_Push(*np.asarray(_PUSHES, x.dtype).T))
 
 
-def _soft(period: float | None, strength: float, x: Array) -> Array:
-    """Repulsion with beta = 3, which ends smoothly between 3 and 4, and the trap."""
+def _pushed(push: _Push, period: float | None, x: Array) -> Array:
     delta, distance, others = pairs(x, period)
-    push = softplus(3 * (2 - distance)) / (3 * distance)
-    push = push * fade(distance, 3.0, 4.0) * others
-    return strength * jnp.sum(push * delta, 2).T - TRAP * x
+    size = softplus(push.stiffness * (2 - distance)) / (push.stiffness * distance)
+    size = size * fade(distance, push.start, push.end) * others
+    return push.strength * jnp.sum(size * delta, 2).T
 
 
 def _driven(system: System, g: Array, x: Array, t: Array) -> Array:
     return system.force(x) + system.config.speed * jnp.exp(-RATE * t) * g
 
 
-def _responses(force: Force, x: Array, g: Array) -> list[Array]:
-    """q_t and J_t^T g of one flow at the end of each leg, which is integrated once."""
-    found, place, pulls = [], x, []
+def _displacements(force: Callable, x: Array) -> list[Array]:
+    """q_t of a flow at the end of each leg."""
+    found, place, t = [], x, 0.0
+    for count, length in _LEGS:
+        place = _carried(force, place, t, count, length)
+        t += count * length
+        found.append(place - x)
+    return found
+
+
+def _responses(force: Force, x: Array, g: Array) -> Float[Array, "vectors particles dimensions"]:
+    """q_t and J_t^T g of one flow at the end of each leg, in turns."""
+    places, pulls = [x], []
     for count, length in _LEGS:
         leg = functools.partial(_carried, lambda x, t: force(x), t=0.0, count=count, length=length)
-        place, pull = jax.vjp(leg, place)
+        place, pull = jax.vjp(leg, places[-1])
+        places.append(place)
         pulls.append(pull)
-        response = g
-        for pull in reversed(pulls):
-            (response,) = pull(response)
-        found += [place - x, response]
-    return found
+    # Backward once: each leg takes along what begins at its end.
+    back = jnp.zeros((0, *g.shape), g.dtype)
+    for pull in reversed(pulls):
+        (back,) = jax.vmap(pull)(jnp.concatenate([g[None], back]))
+    return jnp.stack([jnp.stack(places[1:]) - x, back], 1).reshape(-1, *x.shape)
 
 
 def _carried(force: Callable, x: Array, t: float, count: int, length: float) -> Array:

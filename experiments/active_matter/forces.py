@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-CUTOFF = 3.2
-"""Distance, in particle radii, beyond which the repulsion is below 2e-5."""
+REACH = 4.0
+"""Distance, in particle radii, beyond which particles neither feel nor see each other: there the
+repulsion is below 1e-7 of its strength."""
 
 
 def repulsion(

@@ -23,13 +23,11 @@ CENTER, CENTER_PERIOD = (3.262, -0.190), 100.5
 """Of the exact flow."""
 ORBITS = {1.5: 120.3, 0.5: 215.4}
 """Exact periods of orbits through x = 8, by g there."""
-EXACT = {"epr": 0.3970, "epr_x": 0.3645, "epr_g": 0.0325}
-"""Exact entropy production, and its parts."""
 _INTERVAL = 0.05
 
 
 def is_published(config: TrainConfig) -> bool:
-    """Whether a training is of the ring whose exact numbers these are."""
+    """Whether a training is of the ring whose flow these numbers are of."""
     return config.of_system() == DEFAULTS["ring"]
 
 

@@ -188,4 +188,6 @@ def _state(path: Path, index: int, frame: Any, system: System) -> np.ndarray:
     z = both[..., : system.dimensions] + np.array([_middle(system), 0])[:, None, None]
     if not np.isfinite(z).all():
         raise ValueError(f"{where} has positions or velocities that are not finite")
+    if system.exact is None and len(np.unique(z[0], axis=0)) < system.particles:
+        raise ValueError(f"{where} has particles in one place, between which no force is defined")
     return z.astype(np.float32)

@@ -63,9 +63,9 @@ class SystemConfig:
             raise ValueError(f"{self.name} needs 2 to 400 particles, got {self.particles}")
         if not 0 < self.packing < 1:
             raise ValueError(f"packing must lie in (0, 1), got {self.packing}")
-        if self.name == "cluster" and self.box < 2 * forces.CUTOFF:
+        if self.name == "cluster" and self.box < 2 * forces.REACH:
             raise ValueError(
-                f"the box must be at least twice the cut-off {forces.CUTOFF}, got a side of "
+                f"the box must be at least twice the reach {forces.REACH:g}, got a side of "
                 f"{self.box:.3g} for {self.particles} particles and packing {self.packing}"
             )
 
@@ -219,7 +219,8 @@ def _ring(config: SystemConfig) -> System:
         start=start,
         burn_in=10 / min(RATE, config.noise),
         dt=_STEP / STRENGTH,
-        spacing=10.0,
+        # Crossing the ring takes a few times 1 / gamma.
+        spacing=50.0,
         symmetry=mirrored,
         period=RING,
     )
@@ -237,7 +238,7 @@ def _cluster(config: SystemConfig) -> System:
     def start(key):
         x, g = jax.random.normal(key, (2, *shape))
         # About as wide as it will be, so that the trap has little to do.
-        return jnp.stack([jnp.clip(_CLUSTER * x, -half, half), g])
+        return jnp.stack([jnp.mod(_CLUSTER * x + half, config.box) - half, g])
 
     return System(
         config=config,

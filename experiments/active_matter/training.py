@@ -100,11 +100,10 @@ class _Training:
         """Parameters are on every device, trajectories split over them."""
         whole = NamedSharding(self.mesh, PartitionSpec())
         split = NamedSharding(self.mesh, PartitionSpec(None, BATCH))
-        shapes = jax.eval_shape(self.first_state, self.shape)
-        return jax.tree.map(lambda _: whole, shapes).replace(trajectories=split)
+        return jax.tree.map(lambda _: whole, self.shapes).replace(trajectories=split)
 
     def target(self) -> State:
-        return laid_out(jax.eval_shape(self.first_state, self.shape), self.shardings())
+        return laid_out(self.shapes, self.shardings())
 
     def init(self) -> State:
         c = self.config
@@ -118,15 +117,22 @@ class _Training:
                     f"{c.data} has {len(z)} snapshots, expected {c.trajectories} trajectories"
                 )
             z = z[-c.trajectories :]
-        return jax.jit(self.first_state, out_shardings=self.shardings())(z)
+        # Parameters on one device: split over several, its equations were solved by all of them.
+        params = jax.jit(self.first_params)(z[: c.linear_samples])
+        return jax.jit(self.first_state, out_shardings=self.shardings())(params, z)
 
-    def first_state(self, z: Any) -> State:
-        c = self.config
+    def first_params(self, z: Any) -> PyTree:
         starting, estimating = jax.random.split(self.key(_PARAMETERS))
         params = self.network.init(starting, z[0])["params"]
-        params = linear_answer(self.network, params, z[: c.linear_samples], estimating)
+        return linear_answer(self.network, params, z, estimating)
+
+    @functools.cached_property
+    def shapes(self) -> State:
+        return jax.eval_shape(lambda z: self.first_state(self.first_params(z), z), self.shape)
+
+    def first_state(self, params: PyTree, z: Any) -> State:
         averages = [params for _ in EMA]
-        z = z.reshape(self.turns, c.batch_size, *z.shape[1:])
+        z = z.reshape(self.turns, self.config.batch_size, *z.shape[1:])
         return State(params, averages, self.optimizer.init(params), z)
 
     def step(self, state: State, index: Any) -> tuple[State, dict[str, Any]]:

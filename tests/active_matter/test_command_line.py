@@ -52,6 +52,21 @@ def test_evaluation_has_its_keys(finished, capsys):
     assert "entropy production" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_few_particles_of_a_cluster(tmp_path):
+    """The linear start knows most of it; no estimate exceeds the identity but by chance."""
+    run, small = tmp_path / "cluster", TRAIN.replace("--particles 3", "--particles 4")
+    for few, many in (("linear-samples 16", "linear-samples 512"), ("samples 8", "samples 1024")):
+        small = small.replace(few, many)
+    small = small.replace("--stationary-weights", "--optimizer.learning-rate 1e-6")
+    main(["train", "cluster", str(run), *small.split()])
+    values = records(run, "validation")[-1]
+    known, error = values["epr_identity"], values["epr_identity_standard_error"]
+    assert 0.8 * known < values["epr"] < known + 3 * error
+    assert values["epr_lower_bound"] < known + 3 * error
+    assert values["epr_x"] > 0 < values["epr_g"]
+
+
 def test_score_and_velocity_of_a_loaded_run_belong_together(finished):
     trained = load(finished)
     assert (trained.step, trained.config.system, trained.system.particles) == (6, "crystal", 3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.integrate import cumulative_trapezoid
 
-from experiments.active_matter.fokker_planck import Ring, solve
+from experiments.active_matter.fokker_planck import PUBLISHED, Ring, production, solve
 
 COARSE, FINE = (200, 60), (400, 120)
 
@@ -34,6 +34,7 @@ class TestRing:
         found = extrapolated(grids, lambda s: s.production)
         np.testing.assert_allclose(found, [0.3645, 0.0325], atol=2e-4)
         assert found.sum() == pytest.approx(0.3970, abs=2e-4)
+        np.testing.assert_allclose(production(PUBLISHED), found)
 
     def test_deviations_of_divergences(self, grids):
         def of(solution):

@@ -37,7 +37,7 @@ def short():
     """Movies of three frames, and a coarse grid."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(movie, "FRAMES", FRAMES)
-        patch.setattr(subject, "ring_solution", lambda: solve((200, 60)))
+        patch.setattr(subject, "ring_solution", lambda ring: solve((200, 60), ring))
         yield
 
 
@@ -173,6 +173,16 @@ def test_ring_beside_the_exact_and_the_published_flow(tmp_path_factory, tmp_path
     flow = {name: cells for name, *cells in page.tables[2][1:]}
     assert flow["centre of the flow (x, g)"][2] == "(3.700, -0.100)"
     assert flow["orbit through (8, 1.5): period"][1] == "120.9"
+
+
+@pytest.mark.slow
+def test_ring_of_another_speed_beside_its_own_exact_flow(tmp_path_factory, tmp_path):
+    run = train(tmp_path_factory, "ring", "--speed 0.4")
+    page = report([run], tmp_path / "report", 64)
+    assert {path.stem for path in (tmp_path / "report").glob("*.png")} == {"curves"} | PICTURES
+    assert "published" not in page.text
+    values = {name: cells for name, *cells in page.tables[1][1:]}
+    assert "0.8456" in str(values), values
 
 
 def test_bad_input_is_refused_in_one_line(tmp_path, capsys):

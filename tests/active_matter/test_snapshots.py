@@ -67,8 +67,10 @@ def test_ring_is_centred_in_the_file_only(tmp_path):
     main(f"simulate ring {path} --trajectories 8 --times 1".split())
     z, _ = read_snapshots(path, system)
     assert z.shape == (8, 2, 1, 1)
-    # No particle is near the other one, at 0 and 16.
-    assert ((z[:, 0] > 0.5) & (z[:, 0] < 15.5)).all()
+    with gsd.hoomd.open(str(path)) as frames:
+        written = np.array([frame.particles.position[0, 0] for frame in frames])
+    np.testing.assert_allclose(z[:, 0, 0, 0], written + 8, atol=1e-5)
+    assert np.abs(written).max() < 7.5
 
 
 def rewritten(written, path, change):
@@ -103,6 +105,19 @@ def test_damaged_file(change, message, written, crystal, tmp_path):
     path = rewritten(written, tmp_path / "damaged.gsd", change)
     with pytest.raises(ValueError, match=message):
         read_snapshots(path, crystal)
+
+
+def test_particles_in_one_place(tmp_path):
+    path = tmp_path / "cluster.gsd"
+    main(f"simulate cluster {path} --particles 4 --trajectories 2 --times 1".split())
+
+    def coincide(frame):
+        frame.particles.position[1] = frame.particles.position[2]
+
+    system = make_system(SystemConfig("cluster", particles=4))
+    assert len(read_snapshots(path, system)[0]) == 2
+    with pytest.raises(ValueError, match="frame 0 has particles in one place"):
+        read_snapshots(rewritten(path, tmp_path / "damaged.gsd", coincide), system)
 
 
 def test_another_systems_file(written):

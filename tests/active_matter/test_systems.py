@@ -123,6 +123,15 @@ def test_forces_move_with_the_system(system, rng):
         np.testing.assert_allclose(system.drift(turn(z)), slope, atol=2e-5)
 
 
+def test_no_two_particles_start_in_one_place():
+    system = make_system(SystemConfig("cluster", particles=4))
+    z = np.asarray(jax.jit(jax.vmap(system.start))(jax.random.split(jax.random.key(0), 2000)))
+    x = z[:, 0]
+    assert np.abs(x).max() <= system.config.box / 2
+    away = np.linalg.norm(x[:, :, None] - x[:, None], axis=-1) + 9 * np.eye(4)
+    assert away.min() > 0
+
+
 def test_cluster_knows_neither_names_nor_the_box_it_is_in(rng):
     system = make_system(SystemConfig("cluster", particles=6))
     x = jnp.asarray(3 * rng.normal(size=(6, 2)), jnp.float32)

@@ -89,7 +89,7 @@ def details(subject: Subject) -> str:
         f"identity -E[s_g.g] = {subject.values['stein']:.4f} of 1 per degree of freedom."
     )
     content = table(header, rows) + paragraph(text)
-    if subject.solution is not None:
+    if "portrait" in subject.values:
         content += _flow_table(subject)
     return section(f"{subject.label}: checks in numbers", content)
 
