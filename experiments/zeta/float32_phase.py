@@ -6,7 +6,7 @@ the phase as it comes, "split" multiplies t by ln k / 2 pi in exact pieces and k
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,27 +46,32 @@ class Float32Phase:
         """See `Evaluator`."""
         assert isinstance(table, EtaTable)
         u, t = offsets[:, 0].astype("float32"), offsets[:, 1].astype("float32")
-        if self.phase == "naive":
-            angle = t[:, None] * table.log_k
-        else:
-            angle = 2 * math.pi * self._turns(t, table.log_k.shape[-1])
-        re, im = from_phases(table, u, jnp.cos(angle), jnp.sin(angle))
+        naive = self.phase == "naive"
+
+        def phase(column: Any) -> tuple[Array, Array]:
+            angle = t * column if naive else 2 * math.pi * _turns(t, *column)
+            return jnp.cos(angle), jnp.sin(angle)
+
+        columns = table.log_k if naive else _pieces(table.log_k.shape[-1])
+        re, im = from_phases(table, u, phase, columns)
         inside = self.trust.covers(u, t)
         return jnp.where(inside, re, jnp.nan), jnp.where(inside, im, jnp.nan)
 
-    def _turns(self, t: Array, terms: int) -> Float[Array, "points terms"]:
-        """t ln k / 2 pi without whole turns."""
-        factor = np.log(np.arange(1, terms + 1)) / (2 * np.pi)
-        high, low = np.float64(0), []
-        for _ in range(2):
-            piece = _rounded(factor - high)
-            low.append(piece)
-            high = high + piece
-        rest = (factor - high).astype(np.float32)
-        coarse = jax.lax.reduce_precision(t, 8, _BITS)[:, None]
-        fine = t[:, None] - coarse
-        products = [x * jnp.float32(piece) for x in (coarse, fine) for piece in low]
-        return sum(x - jnp.round(x) for x in products) + t[:, None] * rest
+
+def _pieces(terms: int) -> tuple[Float[Array, " terms"], ...]:
+    """ln k / 2 pi as a sum of two short numbers and a small one."""
+    rest, pieces = np.log(np.arange(1, terms + 1)) / (2 * np.pi), []
+    for _ in range(2):
+        pieces.append(_rounded(rest))
+        rest = rest - pieces[-1]
+    return tuple(jnp.asarray(x, "float32") for x in (*pieces, rest))
+
+
+def _turns(t: Array, first: Array, second: Array, rest: Array) -> Float[Array, " points"]:
+    """t ln k / 2 pi without whole turns."""
+    coarse = jax.lax.reduce_precision(t, 8, _BITS)
+    products = [x * piece for x in (coarse, t - coarse) for piece in (first, second)]
+    return sum(x - jnp.round(x) for x in products) + t * rest
 
 
 def _rounded(x: np.ndarray) -> np.ndarray:
