@@ -21,6 +21,8 @@ _FIRST, _SHORTEST = 1 / 64, 1e-7
 # Half widths of a ball in which Newton's method is to contract: below and above this height.
 _RADIUS, _HIGH, _SMALL_RADIUS = 1e-3, 2000, 1e-6
 _DIGITS = 30
+# A turn is to be told from half a turn only.
+_COUNT_DIGITS = 16
 # The first one proves; the second one tells the zero to more digits.
 _CONTRACTIONS = 2
 
@@ -83,7 +85,7 @@ def count(function: DirichletSeries, box: Box) -> int:
       ValueError: If a zero lies on the boundary, or so near that it cannot be told.
     """
     need()
-    with _digits(_DIGITS):
+    with _digits(_COUNT_DIGITS):
         corners = [flint.acb(z.real, z.imag) for z in box.corners()]
         total = flint.arb(0)
         for start, end in zip(corners, corners[1:] + corners[:1], strict=True):
