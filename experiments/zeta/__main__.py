@@ -29,7 +29,7 @@ Numbers = tuple[float, float, float, float]
 @dataclasses.dataclass(frozen=True)
 class _Common:
     seed: int = 0
-    """Decides every draw."""
+    """Decides every draw; 0 or more, below 2**32."""
     json: bool = False
     """Print one object."""
 
@@ -121,6 +121,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if words[0] not in _COMMANDS:
             raise ValueError(f"command must be one of {', '.join(_COMMANDS)}, got {words[0]!r}")
         config = parse(f"{_PROGRAM} {words[0]}", _COMMANDS[words[0]], words[1:])
+        if not 0 <= config.seed < 2**32:
+            raise ValueError(f"expected a seed from 0 to 2**32 - 1, got {config.seed}")
         with jax.enable_x64(True):
             # Beside an object, the two lines must not stand in its way.
             for line in LIMITS:

@@ -32,6 +32,8 @@ _FEW = 10
 _STEP = 1e-5
 # Standard deviations by which no window of a draw exceeds its mean number of points.
 _SPARE = 8
+# What a window holds of so many fits into memory.
+_MOST = 1_000_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Result:
     """95 percent, of that run: normal from ten hits on, else Clopper and Pearson."""
     rms_error: list[float]
     """Over all runs."""
-    slope: float
-    """Of log rms error over log samples; the law says -1/2."""
+    slope: float | None
+    """Of log rms error over log samples; the law says -1/2. None of one number of samples."""
     near_line: float
     """Share of the hits with |sigma - 1/2| <= eps / 2."""
     near_line_exact: float
@@ -79,10 +81,11 @@ def run(box: Box, eps: float, samples: tuple[int, ...], runs: int, seed: int = 0
     Raises:
       ValueError: If a number makes no sense, or eps is too large for an exact area.
     """
-    if not eps > 0 or not samples or min(samples) < 1 or runs < 2:
-        raise ValueError(
-            f"expected eps > 0, samples >= 1 and at least 2 runs, got {eps}, {samples} and {runs}"
-        )
+    if not (math.isfinite(eps) and eps > 0) or runs < 2:
+        raise ValueError(f"expected eps > 0 and at least 2 runs, got {eps} and {runs}")
+    rising = list(samples) == sorted(set(samples))
+    if not samples or not rising or samples[0] < 1 or samples[-1] > _MOST:
+        raise ValueError(f"expected rising numbers of samples from 1 to {_MOST:,}, got {samples}")
     zeros = sign_scan(ZETA, box).zeros
     exact = exact_probability(box, zeros, eps)
     sampler = Sampler(box, eps)
@@ -91,7 +94,7 @@ def run(box: Box, eps: float, samples: tuple[int, ...], runs: int, seed: int = 0
         [[x.total / n for x in row] for n, row in zip(samples, found, strict=True)]
     )
     rms = np.sqrt(((frequency - exact) ** 2).mean(-1))
-    slope = np.polyfit(np.log(samples), np.log(rms), 1)[0] if len(samples) > 1 else math.nan
+    slope = float(np.polyfit(np.log(samples), np.log(rms), 1)[0]) if len(samples) > 1 else None
     hits = [x for row in found for x in row]
     return Result(
         box=list(dataclasses.astuple(box)),
@@ -101,7 +104,7 @@ def run(box: Box, eps: float, samples: tuple[int, ...], runs: int, seed: int = 0
         frequency=frequency[:, 0].tolist(),
         interval=[list(interval(row[0].total, n)) for n, row in zip(samples, found, strict=True)],
         rms_error=rms.tolist(),
-        slope=float(slope),
+        slope=slope,
         near_line=sum(x.near_line for x in hits) / max(sum(x.total for x in hits), 1),
         near_line_exact=near_line(box, zeros),
         runs=runs,
@@ -208,7 +211,8 @@ def describe(result: Result) -> str:
             *(result.samples, result.frequency, result.interval, result.rms_error), strict=True
         )
     ]
-    lines.append(f"slope of the error {result.slope:.3f}; the law of large numbers says -0.5")
+    if result.slope is not None:
+        lines.append(f"slope of the error {result.slope:.3f}; the law of large numbers says -0.5")
     lines.append(
         f"hits within eps / 2 of the line: {result.near_line:.4f}, of discs about the zeros "
         f"{result.near_line_exact:.4f}"

@@ -28,6 +28,7 @@ from experiments.zeta.scan import sign_scan
 SAMPLES, DRAWS = 4000, 40_000
 _ANGLES = 64
 _STEPS = 60
+_MOST_COMPONENTS = 100
 # A number that no level of an estimate has.
 _OTHER = 1_000_000
 
@@ -75,6 +76,8 @@ def run(box: Box, eps: float, components: int | None = None, seed: int = 0) -> R
     """
     if not (math.isfinite(eps) and eps > 0):
         raise ValueError(f"expected eps > 0, got {eps}")
+    if components is not None and not 1 <= components <= _MOST_COMPONENTS:
+        raise ValueError(f"expected 1 to {_MOST_COMPONENTS} components, got {components}")
     zeros = sign_scan(ZETA, box).zeros
     if not len(zeros):
         raise ValueError(f"expected a box with zeros on the line, got {box}")
@@ -197,7 +200,8 @@ def _level_curve(
     sizes = np.abs(at(evaluator, on_the_way.ravel())).reshape(on_the_way.shape) / eps
     if not (np.diff(sizes, axis=0) > 0).all() or np.abs(sizes[-1] - 1).max() > 1e-6:
         raise ValueError(
-            f"expected a smaller eps, whose level curves are single loops, got {eps:g}"
+            f"expected eps whose level curves are single loops, and not lost in rounding, "
+            f"got {eps:g}"
         )
     return radius
 

@@ -129,12 +129,21 @@ def _collect(seed: int, say: Callable[[str], None]) -> Findings:
     exact = {event.eps: event.exact for event in events}
     wrong = failures(_RARE, {_LEVELS[0]: exact[_LEVELS[0]]}, _FAILING_RUNS, seed)
     for row in wrong:
-        say(f"done wrong, {row.family}: ratio {row.ratio:.3f} after {row.levels} levels")
+        say(_failure(row))
     law = frequency.run(_RARE, 0.2, _SAMPLES, _RUNS, seed)
     say("\n" + frequency.describe(law) + "\n")
     rounding = precision.run(seed)
     say(precision.describe(rounding) + "\n")
     return Findings(searches, events, wrong, law, rounding, "", 0.0)
+
+
+def _failure(row: Failure) -> str:
+    error = "nothing hit" if row.relative_error is None else f"error {row.relative_error:.3f}"
+    end = "" if row.reached else ", where it was given up: worth nothing"
+    return (
+        f"done wrong, {row.family}: ratio {row.ratio:.3f}, {error} as reported, "
+        f"after {row.levels} levels{end}"
+    )
 
 
 def _page(found: Findings, plots: list[Any], staging: Path) -> str:

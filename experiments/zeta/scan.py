@@ -50,6 +50,8 @@ def sign_scan(function: DirichletSeries, box: Box, step: float = _STEP) -> Scan:
 def _real_function(function: DirichletSeries, box: Box) -> Callable[[np.ndarray], np.ndarray]:
     """Z(t) by Euler-Maclaurin summation; of zeta above its trust by the Riemann-Siegel formula."""
     limit = EulerMaclaurin.trust.t_high
+    if function != ZETA:
+        EulerMaclaurin.trust.check(box)
     evaluator = EulerMaclaurin(function, min(box.t_high, limit))
     middle = (box.t_low + evaluator.t_high) / 2
 

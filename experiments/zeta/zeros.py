@@ -61,7 +61,7 @@ class Result:
     scan_evaluations: int
     """By a sign scan of the line with step 0.2."""
     scan_count: int
-    """Zeros that it saw."""
+    """Zeros of the box that it saw."""
     bisections: int
     evaluator: str
     seed: int
@@ -87,12 +87,14 @@ def solve(function: DirichletSeries, box: Box, seed: int = 0, method: Method = "
     """
     began = time.perf_counter()
     evaluator = choose(function, box, method)
+    # First, for it may refuse a height.
+    scan = sign_scan(function, box)
     counted = _counter(function, evaluator)
+    start = time.perf_counter()
     number = counted(box)
-    proving = time.perf_counter() - began
+    proving = time.perf_counter() - start
     found = find(function, evaluator, box, number, counted, seed)
     ablation = find(function, evaluator, box, number, counted, seed, rounds=1)
-    scan = sign_scan(function, box)
     start = time.perf_counter()
     proofs = [balls.prove(function, *zero) for zero in found.zeros] if balls.AVAILABLE else []
     proving += time.perf_counter() - start
@@ -111,7 +113,7 @@ def solve(function: DirichletSeries, box: Box, seed: int = 0, method: Method = "
         evaluations=found.evaluations,
         ablation_evaluations=ablation.evaluations,
         scan_evaluations=scan.evaluations,
-        scan_count=len(scan.zeros),
+        scan_count=sum(box.contains(0.5, float(t)) for t in scan.zeros),
         bisections=found.bisections,
         evaluator=evaluator.trust.name,
         seed=seed,

@@ -69,6 +69,9 @@ def test_frequency(capsys):
     values = json.loads(out)
     assert values["samples"] == [1000, 10000]
     assert len(values["interval"]) == 2
+    out, _ = run("frequency --samples 1000 --runs 2 --json", capsys)
+    # Of one number there is no slope, and NaN would be no JSON.
+    assert json.loads(out)["slope"] is None
 
 
 @pytest.fixture
@@ -109,10 +112,27 @@ BAD = {
     "zeros --box 0.1 0.9 990 1010 --evaluator eta": "the eta series is to be trusted within",
     "zeros --box 0.1 0.97 10 20 --evaluator eta": "the eta series is to be trusted within",
     "zeros --box 0.1 0.5 14 14.3": "lies on the boundary",
+    "zeros --box nan 0.9 10 20": "expected finite numbers",
+    "zeros --box 0.1 0.9 10 inf": "expected finite numbers",
+    "zeros --box 0.1 1 10 20": "sigma within (0, 1)",
+    "zeros --box 0.1 0.9 14.1347251417346937 14.5": "lies on the boundary",
+    "zeros --seed 99999999999999999999": "expected a seed from 0",
+    "precision --seed -1": "expected a seed from 0",
+    # Before its zeros are searched, which takes minutes.
+    "control --box 0.1 0.9 10 2000": "got [0.1, 0.9] x [10, 2000]",
+    "rare --eps nan": "expected eps > 0, got nan",
+    "rare --eps 1e-12": "not lost in rounding",
+    "rare --eps 5": "lies in the strip",
+    "rare --components 0": "expected 1 to 100 components",
+    "rare --components 100000": "expected 1 to 100 components",
+    "rare --box 0.5 1 10 30": "a zero lies on the boundary",
     "rare --eps 0": "expected eps > 0, got 0",
     "rare --eps -1": "expected eps > 0, got -1",
     "rare --box 0 1 30 10": "from low to high",
     "frequency --eps 0": "expected eps > 0",
+    "frequency --eps inf": "expected eps > 0",
+    "frequency --samples 10 10": "expected rising numbers of samples",
+    "frequency --samples 10000000000000": "expected rising numbers of samples",
     "zeros --bxo 0.1 0.9 10 20": "--box",
     "zeros --box 0.1 0.9 ten 20": "ten",
     "zeros --box 0.1 0.9 10": "--box",

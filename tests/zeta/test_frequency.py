@@ -24,7 +24,7 @@ def test_frequency(million):
     """L1."""
     assert million.exact == pytest.approx(AREAS[0.05], rel=3e-8)
     assert abs(million.frequency[0] - AREAS[0.05]) <= 1.35e-4
-    assert math.isnan(million.slope)
+    assert million.slope is None
 
 
 def test_hits_beside_the_line(million):
@@ -64,5 +64,5 @@ def test_interval_of_many_hits():
     ("eps", "samples", "runs"), [(0.0, (100,), 2), (0.1, (), 2), (0.1, (0,), 2), (0.1, (100,), 1)]
 )
 def test_bad_numbers(eps, samples, runs):
-    with pytest.raises(ValueError, match="expected eps > 0, samples >= 1 and at least 2 runs"):
+    with pytest.raises(ValueError, match=r"expected (eps > 0|rising numbers)"):
         run(BOX, eps, samples, runs)

@@ -11,6 +11,7 @@ from experiments.zeta.float32_phase import Float32Phase
 from experiments.zeta.functions import DAVENPORT_HEILBRONN, ZETA
 from experiments.zeta.search import Windows, cross_entropy, even_windows, find, windows
 from experiments.zeta.taylor import Taylor
+from experiments.zeta.zeros import solve
 from tests.zeta.conftest import CONTROL, ZEROS
 from tests.zeta.truth import AROUND_1000, LEHMER, OFF_LINE, ON_LINE
 from tests.zeta.truth import ZEROS as HEIGHTS
@@ -91,12 +92,20 @@ def test_ten_seeds_of_the_control(solved):
 def test_lehmer():
     box, cost = Box(0.05, 0.95, 7004.5, 7005.5), []
     evaluator = Taylor(ZETA, 0.8)
-    for seed in range(5):
+    for seed in range(20):
         found = find(ZETA, evaluator, box, 2, never, seed)
         expected = [(0.5, t) for t in LEHMER]
         np.testing.assert_allclose(found.zeros, expected, rtol=0, atol=2e-11)
         cost.append(found.evaluations)
     assert np.mean(cost) <= 600
+
+
+@pytest.mark.slow
+def test_near_600269():
+    result = solve(ZETA, Box(0.05, 0.95, 600269.5, 600270.0))
+    assert result.count == len(result.zeros) == 1
+    assert result.proved == result.on_line == [True]
+    assert result.largest_error <= 1e-9
 
 
 @pytest.mark.slow
@@ -154,13 +163,21 @@ class TestPlain:
         assert np.abs(found[:, 1] - 0.5).max() <= dsigma
 
     def test_float64(self):
+        """C1."""
         best = cross_entropy(EulerMaclaurin(ZETA, 102), self.PARTS, 0, rounds=40)
         self.check(accepted(self.PARTS, best, 1e-8), 1e-11, 1e-11)
 
-    @pytest.mark.parametrize("seed", range(5))
-    def test_float32_with_anchors(self, seed):
-        best = cross_entropy(Eta(102, "float32"), self.PARTS, seed, rounds=25, floor=1e-8)
-        self.check(accepted(self.PARTS, best, 1e-4), 2e-6, 2e-6)
+    def test_float64_by_the_series(self):
+        """C1."""
+        for seed in range(20):
+            best = cross_entropy(Eta(102), self.PARTS, seed, rounds=40)
+            self.check(accepted(self.PARTS, best, 1e-8), 1e-11, 1e-11)
+
+    def test_float32_with_anchors(self):
+        """C2."""
+        for seed in range(20):
+            best = cross_entropy(Eta(102, "float32"), self.PARTS, seed, rounds=25, floor=1e-8)
+            self.check(accepted(self.PARTS, best, 1e-4), 2e-6, 2e-6)
 
     @pytest.mark.parametrize(
         ("phase", "tau", "ulps", "dsigma"), [("split", 1e-4, 1, 2e-5), ("naive", 1e-3, 3, 2e-5)]
@@ -177,12 +194,19 @@ class TestPlain:
         assert (np.abs(found[:, 0] - expected) <= ulps * ulp).all()
         assert np.abs(found[:, 1] - 0.5).max() <= dsigma
 
-    def test_near_1000_beyond_what_a_float32_height_can_tell(self):
-        parts = even_windows(Box(0.05, 0.95, 995, 1000), 0.5)
-        best = cross_entropy(Eta(1000, "float32"), parts, 0, rounds=25, floor=1e-8)
-        found = accepted(parts, best, 1e-4)
-        assert len(found) == 4
-        assert np.abs(found[:, 0] - AROUND_1000[5:9]).max() <= 2e-6
+    @pytest.mark.parametrize(
+        ("evaluator", "top"), [(Eta(1000, "float32"), 1000), (Taylor(ZETA, 0.8, "float32"), 1002)]
+    )
+    def test_near_1000_beyond_what_a_float32_height_can_tell(self, evaluator, top):
+        """C6, whose last zero lies beyond the trust of the series."""
+        parts = even_windows(Box(0.05, 0.95, 990, top), 0.5)
+        expected = AROUND_1000[top > AROUND_1000]
+        for seed in range(5):
+            best = cross_entropy(evaluator, parts, seed, rounds=25, floor=1e-8)
+            found = accepted(parts, best, 1e-4)
+            assert len(found) == len(expected)
+            assert np.abs(found[:, 0] - expected).max() <= 2e-6
+            assert np.abs(found[:, 1] - 0.5).max() <= 2e-6
         assert np.spacing(np.float32(995)) / 10 > 2e-6
 
     def test_off_the_line_it_ends_on_the_boundary(self):
