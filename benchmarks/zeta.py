@@ -1,9 +1,10 @@
-"""Zeta: how fast its evaluators are, and what other searches find with as many evaluations.
+"""Zeta: how fast its evaluators are, how exact a search without a polish, and other searches.
 
     python -m benchmarks.zeta --out results
 
 Speed: points per second of each evaluator on all devices of one kind, the arithmetic bound beside
 it where `--teraflops` says what the device can do; mpmath and python-flint one point at a time.
+Errors: of the zeros that the plain cross-entropy search ends at, on the device that this runs on.
 Searches: cma and cmaes get per window what the cross-entropy search used, and as much as they like.
 """
 
@@ -30,12 +31,13 @@ from experiments.zeta.euler_maclaurin import EulerMaclaurin
 from experiments.zeta.evaluator import Evaluator, at
 from experiments.zeta.functions import ZETA
 from experiments.zeta.scan import sign_scan
-from experiments.zeta.search import find, windows
+from experiments.zeta.search import cross_entropy, even_windows, find, windows
 from experiments.zeta.taylor import Taylor
 
 # Arithmetic per term of the eta series, transcendentals counted by their polynomials.
 _FLOP_PER_TERM = 75
 _BOX = Box(0.05, 0.95, 10, 102)
+_HIGH = Box(0.05, 0.95, 990, 1000)
 _FOUND = 1e-10
 _CENTRES = {"t = 100": 100.0, "t = 1000": 999.4}
 
@@ -58,6 +60,10 @@ class Config:
     """Most evaluations of a search that may have as many as it likes."""
     seed: int = 0
     """Decides every draw."""
+    errors: bool = True
+    """Whether to measure the plain search's errors as well."""
+    seeds: int = 5
+    """How many seeds they are the largest of."""
     searches: bool = True
     """Whether to compare searches as well."""
     out: Path | None = None
@@ -68,6 +74,8 @@ def main(config: Config) -> None:
     """Measures and prints the tables."""
     with jax.enable_x64(True):
         write_table("zeta_speed", config, speeds(config), config.out)
+        if config.errors:
+            write_table("zeta_errors", config, errors(config), config.out)
         if config.searches:
             write_table("zeta_searches", config, searches(config), config.out)
 
@@ -128,6 +136,35 @@ def _single(f: Callable[[float], Any], centre: float) -> float:
     for t in heights:
         f(float(t))
     return len(heights) / (time.perf_counter() - start)
+
+
+def errors(config: Config) -> list[dict[str, Any]]:
+    """Largest errors of the zeros where a cross-entropy search per window ends."""
+    rows = []
+    for label, evaluator, box, height, rounds, floor, tau in (
+        ("series, float64", Eta(102), _BOX, 1.0, 40, 1e-15, 1e-8),
+        ("series, float32", Eta(102, "float32"), _BOX, 1.0, 25, 1e-8, 1e-4),
+        ("series, float32", Eta(1000, "float32"), _HIGH, 0.5, 25, 1e-8, 1e-4),
+    ):
+        first = flint.arb(box.t_low).zeta_nzeros().unique_fmpz()
+        end = flint.arb(box.t_high).zeta_nzeros().unique_fmpz()
+        assert first is not None
+        assert end is not None
+        exact = flint.acb.zeta_zeros(int(first) + 1, int(end - first))
+        truth = np.array([float(z.imag) for z in exact])
+        parts = even_windows(box, height)
+        found, off = [], []
+        for seed in range(config.seed, config.seed + config.seeds):
+            best = cross_entropy(evaluator, parts, seed, rounds=rounds, floor=floor)
+            u, v = np.asarray(best.x, float)[np.asarray(best.value) <= tau].T
+            t = v + parts.anchor[np.asarray(best.value) <= tau]
+            nearest = np.abs(t[:, None] - truth).argmin(-1)
+            found.append(len(set(nearest.tolist())))
+            off.append((np.abs(t - truth[nearest]).max(), np.abs(u).max()))
+        dt, dsigma = np.max(off, 0)
+        row = {"zeros found": f"{min(found)} of {len(truth)}", "of t": digits(dt)}
+        rows.append({"evaluator": label, "box": str(box), **row, "of sigma": digits(dsigma)})
+    return rows
 
 
 def searches(config: Config) -> list[dict[str, Any]]:
