@@ -23,8 +23,7 @@ from jaxtyping import Array, Complex, Float
 from experiments.zeta.evaluator import Trust, Values, check_float64
 
 # Beyond sigma = 0.95 the factor 1 / (1 - 2**(1 - s)) amplifies errors without bound.
-TRUST = Trust("the eta series", 0, 0.95, 1, 1000)
-_REACH = 1.0
+TRUST = Trust("the eta series", 0, 0.95, 1, 1000, 1.0)
 # Terms between two looks at the loop's counter.
 _UNROLL = 8
 # Of sin x / x and cos x by rising powers of x**2, to 4e-9 for |x| <= pi / 2.
@@ -87,7 +86,7 @@ class Eta:
             return c * cos - s * sin, s * cos + c * sin
 
         re, im = from_phases(table, u, phase, (table.log_k, table.cos, table.sin))
-        inside = TRUST.covers(u, table.anchor + v) & (jnp.abs(v) <= _REACH)
+        inside = TRUST.covers(u, table.anchor + v) & (jnp.abs(v) <= TRUST.reach)
         return jnp.where(inside, re, jnp.nan), jnp.where(inside, im, jnp.nan)
 
 

@@ -5,6 +5,7 @@ device sees, so that neither dtype loses digits to a large t.
 """
 
 import functools
+import math
 from typing import NamedTuple, Protocol
 
 import jax
@@ -27,6 +28,8 @@ class Trust(NamedTuple):
     sigma_high: float
     t_low: float
     t_high: float
+    reach: float = math.inf
+    """In t, on either side of an anchor, where that does not depend on the evaluator's settings."""
 
     def check(self, box: Box) -> None:
         """Raises ValueError unless the box lies within."""

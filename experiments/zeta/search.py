@@ -10,6 +10,7 @@ Reference:
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from experiments.zeta.muller import muller
 SAMPLES, ELITES, ROUNDS = 20, 4, 4
 """Per window and round."""
 _HEIGHT, _OVERLAP = 0.65, 0.1
+# With its overlaps, a window of this height comes to 3 / 4 of the reach on either side.
+_REACHED = 1.25
 _ACCEPT, _SAME = 1e-11, 1e-6
 _PASSES = 10
 
@@ -51,11 +54,19 @@ class Windows(NamedTuple):
     high: Float[np.ndarray, "windows 2"]
 
 
-def windows(function: DirichletSeries, box: Box) -> Windows:
-    """Cuts a box into windows of 0.65 mean distances of zeros, a tenth overlapping."""
+def windows(function: DirichletSeries, box: Box, reach: float = math.inf) -> Windows:
+    """Cuts a box into windows of 0.65 mean distances of zeros, a tenth overlapping.
+
+    Args:
+      function: Whose zeros.
+      box: What to cut.
+      reach: How far from its anchor, in t, the evaluator can be used; what a polish may leave a
+        window by is kept free.
+    """
     starts = [box.t_low]
     while starts[-1] < box.t_high:
-        starts.append(starts[-1] + _HEIGHT * function.spacing(starts[-1]))
+        height = min(_HEIGHT * function.spacing(starts[-1]), _REACHED * reach)
+        starts.append(starts[-1] + height)
     starts[-1] = box.t_high
     return _windows(box, np.array(starts), _OVERLAP * np.diff(starts))
 
@@ -104,7 +115,7 @@ def find(
     """
     check_float64()
     evaluator.trust.check(box)
-    parts = windows(function, box)
+    parts = windows(function, box, evaluator.trust.reach)
     tables = evaluator.tables(parts.anchor)
     found = Found(np.zeros((0, 2)), 0)
     for index in range(_PASSES if number else 0):

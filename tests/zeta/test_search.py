@@ -67,6 +67,18 @@ def test_windows_cover_the_box():
     assert 40 <= len(low) <= 50
 
 
+def test_windows_stay_within_reach_of_their_anchors():
+    parts = windows(ZETA, Box(0.05, 0.95, 10, 40), 1.0)
+    assert np.abs(parts.high[:, 1]).max() == pytest.approx(0.75)
+
+
+@pytest.mark.slow
+def test_by_the_series():
+    box = Box(0.05, 0.95, 10, 40)
+    found = find(ZETA, Eta(40), box, 6, never, 0)
+    np.testing.assert_allclose(found.zeros, EXPECTED[:6], rtol=0, atol=1e-10)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rounds", [4, 1])
 def test_twenty_seeds(rounds, solved):
@@ -105,6 +117,7 @@ def test_near_600269():
     result = solve(ZETA, Box(0.05, 0.95, 600269.5, 600270.0))
     assert result.count == len(result.zeros) == 1
     assert result.proved == result.on_line == [True]
+    assert result.largest_error is not None
     assert result.largest_error <= 1e-9
 
 
