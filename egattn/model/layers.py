@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Mapping
@@ -87,6 +88,11 @@ def per_layer(config: DecoderConfig, variables: Mapping[str, Any]) -> dict[str, 
 
 def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every variable by name."""
+    return dict(_shapes(config))
+
+
+@functools.lru_cache
+def _shapes(config: DecoderConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
     # The same variables, and one layer to trace instead of all.
     decoder = Decoder(dataclasses.replace(config, scan_layers=True))
     flat = jax.eval_shape(
@@ -94,7 +100,7 @@ def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
         jax.eval_shape(lambda: jax.random.key(0)),
         jax.ShapeDtypeStruct((1, 1), jnp.int32),
     )
-    return {name: value.shape for name, value in flat.items()}
+    return tuple((name, value.shape) for name, value in flat.items())
 
 
 def run_spans(config: DecoderConfig) -> list[tuple[int, int]]:

@@ -15,9 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from egattn.entropy import entropy_penalty, head_mean, max_entropy
-from egattn.model import Decoder, DecoderFeatures
+from egattn.model import Decoder, DecoderConfig, DecoderFeatures
 from egattn.model.linear import SPECTRAL
-from egattn.optimizer import make_optimizer
+from egattn.optimizer import OptimizerConfig, make_optimizer
 from egattn.run import laid_out
 from egattn.sharding import (
     BATCH,
@@ -54,12 +54,19 @@ class TrainState:
 
 def init_state(config: TrainConfig, mesh: Mesh) -> TrainState:
     """Returns the state before the first step, each leaf made where it will live."""
-    return jax.jit(lambda: _init(config), out_shardings=state_sharding(mesh, abstract(config)))()
+    init = functools.partial(_init, config.model, config.optimizer, config.steps, config.seed)
+    return jax.jit(init, out_shardings=state_sharding(mesh, abstract(config)))()
 
 
 def abstract(config: TrainConfig) -> TrainState:
     """Shapes and dtypes of the state."""
-    return jax.eval_shape(lambda: _init(config))
+    return _abstract(config.model, config.optimizer, config.steps)
+
+
+# A start asks several times, and each trace takes a tenth of a second.
+@functools.lru_cache
+def _abstract(model: DecoderConfig, optimizer: OptimizerConfig, steps: int) -> TrainState:
+    return jax.eval_shape(functools.partial(_init, model, optimizer, steps, 0))
 
 
 def target(config: TrainConfig, mesh: Mesh) -> TrainState:
@@ -68,13 +75,13 @@ def target(config: TrainConfig, mesh: Mesh) -> TrainState:
     return laid_out(shapes, state_sharding(mesh, shapes))
 
 
-def _init(config: TrainConfig) -> TrainState:
-    tokens = jnp.zeros((1, config.model.context_length), jnp.int32)
+def _init(model: DecoderConfig, optimizer: OptimizerConfig, steps: int, seed: int) -> TrainState:
+    tokens = jnp.zeros((1, model.context_length), jnp.int32)
     # The same values, and one layer to compile instead of all.
-    model = dataclasses.replace(config.model, scan_layers=True)
-    variables = dict(Decoder(model).init(jax.random.key(config.seed), tokens))
+    decoder = Decoder(dataclasses.replace(model, scan_layers=True))
+    variables = dict(decoder.init(jax.random.key(seed), tokens))
     params = variables["params"]
-    opt_state = make_optimizer(config.optimizer, config.steps).init(params)
+    opt_state = make_optimizer(optimizer, steps).init(params)
     return TrainState(jnp.int32(0), params, variables.get(SPECTRAL, {}), opt_state)
 
 
