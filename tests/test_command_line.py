@@ -1,6 +1,7 @@
 """The commands end to end, on a slice of real Python source."""
 
 import contextlib
+import dataclasses
 import gzip
 import json
 import re
@@ -9,12 +10,15 @@ import signal
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
 from egattn.cli import main
+from egattn.train import TrainConfig
+from egattn.train.task import language_model
 from tests.training import EREG, TRAIN, egattn, numbers, records, start
 
 
@@ -59,11 +63,11 @@ class TestTrain:
         assert expected <= tags
 
     def test_a_constant_rate_is_logged(self, data, tmp_path):
-        constant = f"{TRAIN} --optimizer.schedule constant --optimizer.warmup 0 --steps 2"
-        egattn(f"train {{0}} --data {{1}} {constant}", tmp_path / "run", data)
-        assert [r["learning_rate"] for r in records(tmp_path / "run", "train")] == [
-            pytest.approx(1e-3)
-        ] * 2
+        config = TrainConfig.for_data(tmp_path / "run", data, "sm", None)
+        optimizer = dataclasses.replace(config.optimizer, schedule="constant", warmup=0)
+        task = language_model(dataclasses.replace(config, steps=2, optimizer=optimizer))
+        rates = [task.measure(step, 1.0)["learning_rate"] for step in (1, 2)]
+        assert rates == [pytest.approx(1e-3)] * 2
 
     def test_same_seed_gives_the_same_losses(self, finished, data, tmp_path):
         egattn(f"train {{0}} --data {{1}} {EREG}", tmp_path / "again", data)
@@ -183,17 +187,16 @@ class TestEvaluate:
         from egattn import Decoder
         from egattn.data import evaluation_batches, load_manifest, token_bytes
         from egattn.sharding import make_mesh
-        from egattn.train.config import TrainConfig
         from egattn.train.evaluate import load_state
 
         config = TrainConfig.read(finished)
-        state = load_state(config, make_mesh(), 8)
+        state = load_state(config, make_mesh(devices=jax.devices()[:1]), 8)
         manifest = load_manifest(data)
         count = manifest.splits["validation"].windows
         ((tokens, _),) = evaluation_batches(data, manifest, batch_size=count, context_length=32)
-        output = Decoder(config.model).apply({"params": state.params}, jnp.asarray(tokens[:, :-1]))
-        # Ignored: Linen types what apply returns as anything or a pair.
-        log_p = jax.nn.log_softmax(output.logits)  # pyright: ignore[reportAttributeAccessIssue]
+        apply = jax.jit(Decoder(config.model).apply)
+        output: Any = apply({"params": state.params}, jnp.asarray(tokens[:, :-1]))
+        log_p = jax.nn.log_softmax(output.logits)
         chosen = np.take_along_axis(np.asarray(log_p, np.float64), tokens[:, 1:, None], -1)
         last = records(finished, "validation")[-1]
         assert last["loss"] == pytest.approx(-chosen.mean(), rel=1e-5)

@@ -1,8 +1,12 @@
 """Steps that are not finite: stopped at or left out, written down, repeated by `egattn replay`."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +25,9 @@ TRAIN = f"train {{0}} --data {{1}} {EREG} --checkpoint-every 1 --keep-checkpoint
 SPOILED = (3, 5)
 
 
-@pytest.fixture
-def spoiled(data, monkeypatch):
-    """Makes the loss NaN on the batches of two steps, and nowhere else."""
+@pytest.fixture(scope="module")
+def wrong(data) -> Callable:
+    """A cross entropy that is NaN on the batches of two steps, and nowhere else."""
     steps = batches(data, load_manifest(data), "train", batch_size=8, context_length=32, seed=0)
     rows = [next(steps) for _ in range(max(SPOILED))]
     bad = jnp.asarray([rows[step - 1][:, 1:] for step in SPOILED])
@@ -33,7 +37,22 @@ def spoiled(data, monkeypatch):
         hit = (bad == targets).all((1, 2)).any() if targets.shape == bad.shape[1:] else False
         return honest(hidden, head, targets, *args) * jnp.where(hit, jnp.nan, 1.0)
 
-    monkeypatch.setattr(step_module, "cross_entropy", cross_entropy)
+    return cross_entropy
+
+
+@pytest.fixture
+def spoiled(wrong, monkeypatch):
+    monkeypatch.setattr(step_module, "cross_entropy", wrong)
+
+
+@pytest.fixture(scope="module")
+def left_out(wrong, data, tmp_path_factory) -> tuple[Path, str]:
+    """A run that leaves both steps out, and what it says."""
+    run, output = tmp_path_factory.mktemp("left_out") / "run", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setattr(step_module, "cross_entropy", wrong)
+        egattn(f"{TRAIN} --skip-nonfinite 2", run, data)
+    return run, output.getvalue()
 
 
 def notes(run) -> list[dict]:
@@ -52,10 +71,8 @@ def fails(command: str, *paths) -> int:
 
 
 class TestSkip:
-    def test_a_step_left_out_changes_nothing_but_the_step(self, spoiled, data, tmp_path, capsys):
-        run = tmp_path / "run"
-        egattn(f"{TRAIN} --skip-nonfinite 2", run, data)
-        output = capsys.readouterr().out
+    def test_a_step_left_out_changes_nothing_but_the_step(self, left_out):
+        run, output = left_out
         assert re.search(r"step 3 left out \(1 of 2\): loss is nan, gradient norm nan, ", output)
         assert "step 5 left out (2 of 2)" in output
         before, after, next_one = (state(run, step) for step in (2, 3, 4))
@@ -90,12 +107,10 @@ class TestSkip:
             assert mine == pytest.approx(other, rel=1e-6)
         assert not (run / "nonfinite.jsonl").exists()
 
-    def test_the_windows_written_down_are_those_of_the_batch(self, spoiled, data, tmp_path):
+    def test_the_windows_written_down_are_those_of_the_batch(self, left_out, data):
         from array_record.python.array_record_module import ArrayRecordReader
 
-        run = tmp_path / "run"
-        egattn(f"{TRAIN} --skip-nonfinite 2", run, data)
-        stored = []
+        run, stored = left_out[0], []
         for shard in sorted(data.glob("train-*.array_record")):
             reader = ArrayRecordReader(str(shard))
             stored += [np.frombuffer(row, np.uint16) for row in reader.read_all()]

@@ -48,7 +48,7 @@ def numbers(run: Path) -> list[tuple]:
     ]
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_killed_and_continued_it_gives_the_same_numbers(program, tmp_path, devices):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     with start(program, straight, devices) as process:
