@@ -31,7 +31,7 @@ class Family(Protocol):
         key: Array,
         x: Float[Array, "samples dims"],
         log_weights: Float[Array, " samples"],
-        smoothing: float,
+        smoothing: float | Float[Array, ""],
     ) -> Self:
         """The member of greatest weighted likelihood, `smoothing` (1 is all) of the way to it.
 
@@ -78,7 +78,7 @@ class Exponential(NamedTuple):
         key: Array,
         x: Float[Array, "samples dims"],
         log_weights: Float[Array, " samples"],
-        smoothing: float,
+        smoothing: float | Float[Array, ""],
     ) -> Self:
         """See `Family`."""
         weights, some = _normalised(log_weights)
@@ -132,7 +132,7 @@ class TruncatedNormal(NamedTuple):
         key: Array,
         x: Float[Array, "samples dims"],
         log_weights: Float[Array, " samples"],
-        smoothing: float,
+        smoothing: float | Float[Array, ""],
     ) -> Self:
         """See `Family`."""
         weights, some = _normalised(log_weights)

@@ -87,7 +87,7 @@ class GaussianMixture(NamedTuple):
         key: Array,
         x: Float[Array, "samples dims"],
         log_weights: Float[Array, " samples"],
-        smoothing: float,
+        smoothing: float | Float[Array, ""],
     ) -> Self:
         """See `Family`: ten weighted EM steps from the best of several starts.
 

@@ -15,7 +15,7 @@ class Chip(NamedTuple):
 
     name: str
     """The maker's name."""
-    hbm_gib: int
+    hbm_gib: float
     """Memory of one chip, GiB."""
     ici_bytes: float
     """Links to other chips, all together and one way, bytes/s."""
@@ -27,7 +27,7 @@ class Chip(NamedTuple):
     @property
     def hbm_bytes(self) -> int:
         """Memory of one chip, bytes."""
-        return self.hbm_gib * 2**30
+        return int(self.hbm_gib * 2**30)
 
 
 # https://cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, which state links both ways together.

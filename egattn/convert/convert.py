@@ -182,7 +182,8 @@ def _save(config: TrainConfig, variables: dict[str, Any]) -> None:
 def _to_hugging_face(config: ConvertConfig) -> list[str]:
     trained = TrainConfig.read(config.source)
     step, variables = load_variables(trained.run, config.step)
-    flat = unstack(trained.model, variables)
+    # A layer's share of a vector is a NumPy scalar.
+    flat = {name: np.asarray(x) for name, x in unstack(trained.model, variables).items()}
     for name, value in flat.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{config.source}: {name} has numbers that are not finite")

@@ -82,7 +82,7 @@ def _size(value: np.ndarray) -> Size:
     return Size(math.sqrt(squares), rms, int(bad))
 
 
-def _spread(layer: int | None, values: np.ndarray) -> Spread:
+def _spread(layer: int | None, values: np.ndarray | np.floating) -> Spread:
     if not np.isfinite(values).all():
         return Spread(layer, math.nan, math.nan, math.nan)
     return Spread(layer, float(values.min()), float(np.median(values)), float(values.max()))
