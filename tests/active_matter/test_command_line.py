@@ -48,7 +48,7 @@ def test_evaluation_has_its_keys(finished, capsys):
     assert np.all(np.array(values["attention_entropy"]) <= np.log(3) + 1e-6)
     assert values["exact_epr"] > 0
     assert values["snapshots"] == 32
-    main(["evaluate", str(finished), "--samples", "16", "--exact", "4"])
+    main(["evaluate", str(finished), "--samples", "32", "--exact", "16"])
     assert "entropy production" in capsys.readouterr().out
 
 
