@@ -142,7 +142,7 @@ def mixture(box: Box, components: int) -> cem.GaussianMixture:
 class Unweighted(cem.GaussianMixture):
     """A normal distribution fitted without likelihood ratios: what must not be done, see R4."""
 
-    def fitted(self, key: Array, x: Array, log_weights: Array, smoothing: float) -> Self:
+    def fitted(self, key: Array, x: Array, log_weights: Array, smoothing: float | Array) -> Self:
         """Fits all that lies below the threshold alike."""
         return super().fitted(key, x, jnp.where(log_weights > -jnp.inf, 0, -jnp.inf), smoothing)
 
