@@ -134,7 +134,7 @@ def _preset(system: Name, learning_rate: float, **values: Any) -> TrainConfig:
     known = dataclasses.asdict(DEFAULTS[system])
     known["system"] = known.pop("name")
     options: dict[str, Any] = known | values
-    optimizer = OptimizerConfig(learning_rate, "cosine", weight_decay=0.0, b2=0.99)
+    optimizer = OptimizerConfig(learning_rate, "cosine", warmup=0.05, weight_decay=0.0, b2=0.99)
     return TrainConfig(
         run=tyro.MISSING,
         optimizer=optimizer,

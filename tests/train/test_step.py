@@ -185,6 +185,14 @@ class TestOptimizer:
         for step, value in expected.items():
             assert float(np.asarray(rate(step))) == pytest.approx(value, abs=1e-6)
 
+    @pytest.mark.parametrize(
+        ("steps", "warmup"), [(10, 3), (306, 92), (333, 100), (2000, 100), (6104, 305)]
+    )
+    def test_short_runs_warm_up_for_longer_than_five_percent(self, steps, warmup):
+        rate = make_schedule(OptimizerConfig(learning_rate=1.0), steps)
+        rates = np.asarray(jax.vmap(rate)(np.arange(steps)))
+        assert int(np.argmax(rates > 1 - 1e-6)) == warmup - 1
+
     def test_only_matrices_decay(self):
         c = config("ereg_sm_t_scfuffn", weight_reparam="weight_norm", reparam_matrices=("q",))
         params = init_state(c, one_device()).params
