@@ -48,8 +48,8 @@ class StopRequest:
         self._keeps, self._waiting, self._shared = not ends_process, False, False
         # Whether the work itself ends, and says so, although it may have left `keeping` since.
         self._noted = False
-        # When the signal was last sent for the same request.
-        self._since = -math.inf
+        # When the signal was last sent for the same request, and the thread that sends it.
+        self._since, self._again = -math.inf, None
         self._listening = threading.current_thread() is threading.main_thread()
         self._before: dict[int, object] = {}
 
@@ -80,6 +80,9 @@ class StopRequest:
         _active = self._outer
         if self._listening:
             sys.unraisablehook = self._outer_hook
+            if self._again:
+                self._again.cancel()
+                self._again.join()
             signal.set_wakeup_fd(self._wakeup)
             for number, handler in self._before.items():
                 signal.signal(number, handler)  # pyright: ignore[reportArgumentType] - what signal() returned
@@ -137,7 +140,8 @@ class StopRequest:
             return self._outer_hook(found)
         self._waiting, self._since = True, time.monotonic()
         again = threading.main_thread().ident, signal.Signals[self.name or "SIGTERM"]
-        threading.Timer(_MOMENT, signal.pthread_kill, again).start()
+        self._again = threading.Timer(_MOMENT, signal.pthread_kill, again)
+        self._again.start()
 
     def _watch(self) -> None:
         """Runs beside the main thread, which may be in the compiler for a minute."""

@@ -5,7 +5,6 @@ python -m experiments.active_matter evaluate runs/ring
 python -m experiments.active_matter report runs/ring
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -99,8 +98,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         from egattn.cli import quiet
 
         quiet()
-        # Accelerators would round the factors of matrix products to 10 bits, also those of forces.
-        os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
         if args[0] not in _COMMANDS:
             raise ValueError(f"command must be one of {', '.join(_COMMANDS)}, got {args[0]!r}")
         if args[0] == "demo" and {"-h", "--help"} & set(args):

@@ -26,7 +26,7 @@ SAMPLES = {
     "crystal": (2048, 128),
     "cluster": (512, 16),
 }
-# Of many particles: snapshots of each trajectory, if there are more trajectories than these.
+# Of many particles: snapshots of each trajectory, and least number of trajectories.
 _TIMES, _TRAJECTORIES = 8, 64
 
 
@@ -89,8 +89,10 @@ def evaluation(trained: Trained, z: Any, trajectories: int, exact: int) -> dict[
         for name in ("epr", "epr_x", "epr_g"):
             values[f"exact_{name}"] = getattr(known, name) / size
     if trained.config.system == "ring":
-        x, g = production(Ring(trained.config.speed, trained.config.noise)).tolist()
-        values |= {"exact_epr": x + g, "exact_epr_x": x, "exact_epr_g": g}
+        on_grid = production(Ring(trained.config.speed, trained.config.noise))
+        if on_grid is not None:
+            x, g = on_grid.tolist()
+            values |= {"exact_epr": x + g, "exact_epr_x": x, "exact_epr_g": g}
     if is_published(trained.config):
         values["portrait"] = portrait(trained)
     return values

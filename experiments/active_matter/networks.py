@@ -25,7 +25,7 @@ Output = tuple[Float[Array, "2 particles dimensions"], Float[Array, "layers head
 _PLACE = 5.0
 _HARMONICS = 4
 # Added to the squares of vector features of length 1; float32 knows them to a few times the least.
-_RIDGES = np.float32(10.0) ** np.arange(-5, 3)
+_RIDGES = (10.0 ** np.arange(-5, 3)).astype(np.float32)
 
 
 class MLP(nn.Module):
@@ -208,10 +208,10 @@ def linear_answer(
     # A few states at a time: flows and their tangents of all would not fit.
     pairs = z, jax.random.split(key, len(z))
     found = jax.lax.map(lambda pair: moments(*pair), pairs, batch_size=16)
-    half = len(z) // 2
-    halves = slice(half), slice(half, None)
-    parts = [jax.tree.map(lambda x, rows=rows: x[rows].mean(0), found) for rows in halves]
-    weights = jnp.stack([_least_squares(*parts, copy) for copy in range(2)])
+    half = max(len(z) // 2, 1)
+    halves = slice(half), slice(len(z) - half, None)
+    parts = [[x[rows].mean(0) for x in found] for rows in halves]
+    weights = jnp.stack([_least_squares(parts[0], parts[1], copy) for copy in range(2)])
     (name,) = params
     return {name: {**params[name], "linear": weights}}
 
@@ -224,6 +224,7 @@ def _least_squares(one: Any, other: Any, copy: int) -> Array:
     squares = jnp.stack([one[0], other[0]])
     sides = jnp.stack([one[1][copy], other[1][copy]])
     scale = jnp.sqrt(jnp.diagonal(squares.mean(0)))
+    scale = jnp.where(scale > 0, scale, 1)
     squares, sides = squares / (scale[:, None] * scale), sides / scale
 
     def answer(squares, sides, ridge):

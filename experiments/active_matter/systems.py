@@ -15,6 +15,9 @@ from egattn.flow import Process
 from experiments.active_matter import forces
 from experiments.active_matter.gaussian import Gaussian, gaussian, hexagonal, springs
 
+# Accelerators would round the factors of matrix products to 10 bits, also those of forces.
+jax.config.update("jax_default_matmul_precision", "highest")
+
 Name = Literal["trap", "crystal", "ring", "cluster"]
 
 RATE = 0.1
@@ -210,6 +213,8 @@ def _ring(config: SystemConfig) -> System:
         return jnp.where(jax.random.bernoulli(key), z, mirror(z))
 
     parameters = {"strength": STRENGTH, "stiffness": STIFFNESS, "period": RING}
+    # Of g, or the time to spread over the ring.
+    memory = max(1 / RATE, (RING / (2 * np.pi)) ** 2 / (config.noise + config.speed**2 / RATE))
     return System(
         config=config,
         particles=1,
@@ -217,10 +222,9 @@ def _ring(config: SystemConfig) -> System:
         force=functools.partial(forces.ring_force, **parameters),
         force_divergence=functools.partial(forces.ring_divergence, **parameters),
         start=start,
-        burn_in=10 / min(RATE, config.noise),
+        burn_in=10 * memory,
         dt=_STEP / STRENGTH,
-        # Crossing the ring takes a few times 1 / gamma.
-        spacing=50.0,
+        spacing=5 * memory,
         symmetry=mirrored,
         period=RING,
     )

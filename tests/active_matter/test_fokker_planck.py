@@ -34,7 +34,12 @@ class TestRing:
         found = extrapolated(grids, lambda s: s.production)
         np.testing.assert_allclose(found, [0.3645, 0.0325], atol=2e-4)
         assert found.sum() == pytest.approx(0.3970, abs=2e-4)
-        np.testing.assert_allclose(production(PUBLISHED), found)
+        exact = production(PUBLISHED)
+        assert exact is not None
+        np.testing.assert_allclose(exact, found)
+
+    def test_where_grids_are_too_coarse_nothing_is_exact(self):
+        assert production(Ring(noise=1e-4)) is None
 
     def test_deviations_of_divergences(self, grids):
         def of(solution):

@@ -145,7 +145,7 @@ class TestTensorBoard:
 
 
 class TestAProfileThatFails:
-    """The training goes on, and the next one of the process can be traced."""
+    """The training goes on."""
 
     @pytest.fixture
     def traced(self, config) -> RunConfig:

@@ -53,17 +53,10 @@ def _row(subject: Subject) -> list[str]:
         f"{v['epr_g']:.4f}",
         _estimate(v, "epr_lower_bound"),
         _estimate(v, "epr_identity"),
-        number(exact_production(subject), "{:.4f}"),
+        number(subject.values.get("exact_epr"), "{:.4f}"),
         _estimate(v, "div_v", "{:+.4f}"),
         number(spread, "{:.1%}"),
     ]
-
-
-def exact_production(subject: Subject) -> float | None:
-    """Per degree of freedom, where it is known."""
-    if subject.solution is not None:
-        return float(subject.solution.production.sum())
-    return subject.values.get("exact_epr")
 
 
 def _estimate(values: dict[str, Any], name: str, form: str = "{:.4f}") -> str:

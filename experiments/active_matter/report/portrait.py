@@ -127,6 +127,8 @@ def _level_lines(ax: Axes, solution: Solution, starts: np.ndarray, top: float) -
     """The exact orbits: level lines of the stream function, through the same points."""
     x, g = solution.edges
     draw_density(ax, solution.density, (x, g), top)
+    if solution.ring.speed == 0:
+        return
     levels = np.unique(solution.stream_at(starts).round(9))
     ax.contour(
         x, g, solution.stream.T, levels=levels, colors=_LINE, linewidths=0.9, linestyles="solid"
@@ -167,7 +169,8 @@ def _caption(subject: Subject) -> str:
     text = (
         "Orbits of dz/dt = v(z), which carry the same density as the noisy dynamics, over that "
         f"density; integrated for a time of {_TIME:.0f}. A stationary flow in a plane has a stream "
-        "function, so exact orbits close; learned ones that drift show an error of the score. "
+        "function, so exact orbits close, if they are not slower; learned ones that drift show an "
+        "error of the score. "
     )
     if subject.solution is None:
         return text + "Right: the same from the closed form."
