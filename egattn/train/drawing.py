@@ -28,7 +28,7 @@ def draw(board: Board, kind: str, step: int, values: dict[str, Any], top: float)
         board.scalar(f"entropy_range_share/{index}", step, share)
     for name, value in values["learned"].items():
         if value.ndim == 2 and name != "slope":
-            _heads(board, name, step, value, 1.0 if name == "threshold" else value.max())
+            _heads(board, name, step, value, 1.0 if name == "threshold" else float(value.max()))
         else:
             _layers(board, name, step, value.reshape(-1) if value.ndim < 2 else value.mean(1))
     board.flush()
