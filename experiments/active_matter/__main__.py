@@ -7,6 +7,7 @@ python -m experiments.active_matter report runs/ring
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from egattn.run import command_line
 
@@ -24,7 +25,8 @@ def train(args: Sequence[str]) -> None:
     from experiments.active_matter.training import train
 
     system, rest = _system(args, "train SYSTEM RUN")
-    train(parse(f"{_PROGRAM} train {system}", TrainConfig, rest, PRESETS[system]))
+    with _float32():
+        train(parse(f"{_PROGRAM} train {system}", TrainConfig, rest, PRESETS[system]))
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -34,7 +36,8 @@ def evaluate(args: Sequence[str]) -> None:
     from experiments.active_matter.evaluation import EvaluateConfig, describe, evaluate
 
     config = parse(f"{_PROGRAM} evaluate", EvaluateConfig, args)
-    values = evaluate(config)
+    with _float32():
+        values = evaluate(config)
     print(to_json(values) if config.json else describe(values))
 
 
@@ -44,7 +47,8 @@ def simulate(args: Sequence[str]) -> None:
     from experiments.active_matter.snapshots import SIMULATIONS, SimulateConfig, simulate
 
     system, rest = _system(args, "simulate SYSTEM FILE.gsd")
-    simulate(parse(f"{_PROGRAM} simulate {system}", SimulateConfig, rest, SIMULATIONS[system]))
+    with _float32():
+        simulate(parse(f"{_PROGRAM} simulate {system}", SimulateConfig, rest, SIMULATIONS[system]))
 
 
 def report(args: Sequence[str]) -> None:
@@ -52,7 +56,9 @@ def report(args: Sequence[str]) -> None:
     from egattn.run.options import parse
     from experiments.active_matter.report import ReportConfig, write_report
 
-    print(f"report: {write_report(parse(f'{_PROGRAM} report', ReportConfig, args))}")
+    with _float32():
+        page = write_report(parse(f"{_PROGRAM} report", ReportConfig, args))
+    print(f"report: {page}")
 
 
 def demo(args: Sequence[str]) -> None:
@@ -71,6 +77,13 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": report,
     "simulate": simulate,
 }
+
+
+def _float32() -> AbstractContextManager[None]:
+    """Accelerators would round the factors of matrix products to 10 bits, also those of forces."""
+    import jax
+
+    return jax.default_matmul_precision("highest")
 
 
 def _system(args: Sequence[str], usage: str) -> tuple[str, Sequence[str]]:

@@ -15,9 +15,6 @@ from egattn.flow import Process
 from experiments.active_matter import forces
 from experiments.active_matter.gaussian import Gaussian, gaussian, hexagonal, springs
 
-# Accelerators would round the factors of matrix products to 10 bits, also those of forces.
-jax.config.update("jax_default_matmul_precision", "highest")
-
 Name = Literal["trap", "crystal", "ring", "cluster"]
 
 RATE = 0.1
