@@ -60,7 +60,7 @@ class OptimizerConfig:
             raise ValueError(f"clip must be > 0, got {self.clip}")
 
 
-def warmup_steps(config: OptimizerConfig, steps: int) -> int:
+def _warmup_steps(config: OptimizerConfig, steps: int) -> int:
     """Steps of a run's warm-up.
 
     Few of them cost much whatever their share: AdamW's first steps move every parameter by about
@@ -73,7 +73,7 @@ def warmup_steps(config: OptimizerConfig, steps: int) -> int:
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the step, for a run of `steps` steps."""
-    warmup = warmup_steps(config, steps)
+    warmup = _warmup_steps(config, steps)
     peak, rest = config.learning_rate, max(steps - warmup, 1)
     after = {
         "linear": optax.linear_schedule(peak, 0.0, rest),

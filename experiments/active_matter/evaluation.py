@@ -12,7 +12,7 @@ import tyro
 from experiments.active_matter.controls import controls, enough
 from experiments.active_matter.fokker_planck import Ring, production
 from experiments.active_matter.measure import Measure, Measured, in_words
-from experiments.active_matter.portrait import is_published, portrait, portrait_in_words
+from experiments.active_matter.ring_flow import is_published, portrait, portrait_in_words
 from experiments.active_matter.simulation import move, stationary
 from experiments.active_matter.snapshots import read_snapshots
 from experiments.active_matter.systems import System

@@ -8,14 +8,14 @@ pass. All features are continuous with their derivatives: implicit score matchin
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.active_matter.forces import REACH, pairs, softplus
+from experiments.active_matter.forces import REACH, fade, pairs, repulsion
 from experiments.active_matter.systems import RATE, STIFFNESS, STRENGTH, TRAP, System
 
 Force = Callable[[Array], Array]
@@ -27,20 +27,11 @@ _LEGS = ((1, 0.1), (2, 0.1), (6, 0.7 / 6), (16, 0.125))
 _SHELLS = (2.0, 2.5, 3.0, 3.5)
 
 
-class _Push(NamedTuple):
-    """A repulsion that fades out between two distances."""
-
-    strength: Any
-    stiffness: Any
-    start: Any
-    end: Any
-
-
-# The cluster's own, which needs no end, and softer ones.
+# Strength, stiffness, and where they fade: the cluster's own, which never does, and softer ones.
 _PUSHES = (
-    _Push(STRENGTH, STIFFNESS, 1e3, 2e3),
-    _Push(2.5, 3.0, 3.0, REACH),
-    _Push(1.0, 3.0, 3.0, REACH),
+    (STRENGTH, STIFFNESS, 1e3, 2e3),
+    (2.5, 3.0, 3.0, REACH),
+    (1.0, 3.0, 3.0, REACH),
 )
 
 
@@ -69,12 +60,6 @@ def local_features(system: System, z: Float[Array, "2 particles dimensions"]) ->
     return Features(vectors.swapaxes(0, 1), weights.sum(-1).T)
 
 
-def fade(r: Float[Array, "..."], start: Any, end: Any) -> Float[Array, "..."]:
-    """1 up to `start`, 0 from `end` on, with two continuous derivatives."""
-    t = jnp.clip((r - start) / (end - start), 0, 1)
-    return 1 - t**3 * (10 - 15 * t + 6 * t**2)
-
-
 def flow_features(
     system: System, z: Float[Array, "2 particles dimensions"]
 ) -> Float[Array, "particles vectors dimensions"]:
@@ -94,16 +79,17 @@ def responses(system: System, x: Array, g: Array) -> Float[Array, "flows vectors
         return _responses(system.force, x, g)[None]
 
     def along(push):
-        return _responses(lambda x: _pushed(push, system.period, x) - TRAP * x, x, g)
+        strength, stiffness, start, end = push
+        force = functools.partial(
+            repulsion,
+            strength=strength,
+            stiffness=stiffness,
+            period=system.period,
+            fading=(start, end),
+        )
+        return _responses(lambda x: force(x) - TRAP * x, x, g)
 
-    return jax.vmap(along)(_Push(*np.asarray(_PUSHES, x.dtype).T))
-
-
-def _pushed(push: _Push, period: float | None, x: Array) -> Array:
-    delta, distance, others = pairs(x, period)
-    size = softplus(push.stiffness * (2 - distance)) / (push.stiffness * distance)
-    size = size * fade(distance, push.start, push.end) * others
-    return push.strength * jnp.sum(size * delta, 2).T
+    return jax.vmap(along)(np.asarray(_PUSHES, x.dtype))
 
 
 def _driven(system: System, g: Array, x: Array, t: Array) -> Array:

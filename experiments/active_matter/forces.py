@@ -1,5 +1,7 @@
 """Forces between particles, with their divergence in closed form."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,9 +13,10 @@ repulsion is below 1e-7 of its strength."""
 
 def repulsion(
     x: Float[Array, "particles dimensions"],
-    strength: float,
-    stiffness: float,
+    strength: Any,
+    stiffness: Any,
     period: float | None = None,
+    fading: tuple[Any, Any] | None = None,
 ) -> Float[Array, "particles dimensions"]:
     """Soft repulsion of all pairs: phi(2 - r) along r, phi(y) = log(1 + exp(beta y)) / beta.
 
@@ -22,6 +25,7 @@ def repulsion(
       strength: Mobility k.
       stiffness: beta.
       period: Side of the periodic box, whose nearest image counts; None for none.
+      fading: Distances at which it begins to fade and is 0; None for never.
 
     Returns:
       The force on each particle.
@@ -31,6 +35,8 @@ def repulsion(
     """
     delta, distance, others = pairs(x, period)
     push = softplus(stiffness * (2 - distance)) / (stiffness * distance) * others
+    if fading is not None:
+        push = push * fade(distance, *fading)
     return strength * jnp.sum(push * delta, 2).T
 
 
@@ -58,6 +64,12 @@ def pairs(
     same = jnp.eye(len(x), dtype=x.dtype)
     # From itself at distance 1: the root has no derivative at 0.
     return delta, jnp.sqrt(jnp.sum(delta**2, 0) + same), 1 - same
+
+
+def fade(r: Float[Array, "..."], start: Any, end: Any) -> Float[Array, "..."]:
+    """1 up to `start`, 0 from `end` on, with two continuous derivatives."""
+    t = jnp.clip((r - start) / (end - start), 0, 1)
+    return 1 - t**3 * (10 - 15 * t + 6 * t**2)
 
 
 def softplus(y: Float[Array, "..."]) -> Float[Array, "..."]:

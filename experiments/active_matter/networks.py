@@ -189,7 +189,8 @@ def linear_answer(
       key: For the estimates of the divergences.
     """
     system = network.system
-    if system.particles == 1:
+    # One state tells nothing of what it leaves out.
+    if system.particles == 1 or len(z) < 2:
         return params
 
     def moments(z, key):
@@ -208,7 +209,7 @@ def linear_answer(
     # A few states at a time: flows and their tangents of all would not fit.
     pairs = z, jax.random.split(key, len(z))
     found = jax.lax.map(lambda pair: moments(*pair), pairs, batch_size=16)
-    half = max(len(z) // 2, 1)
+    half = len(z) // 2
     halves = slice(half), slice(len(z) - half, None)
     parts = [[x[rows].mean(0) for x in found] for rows in halves]
     weights = jnp.stack([_least_squares(parts[0], parts[1], copy) for copy in range(2)])

@@ -234,7 +234,11 @@ def mirror(z: Float[Array, "2 1 1"]) -> Float[Array, "2 1 1"]:
 
 def _cluster(config: SystemConfig) -> System:
     half, shape = config.box / 2, (config.particles, 2)
-    parameters = {"strength": STRENGTH, "stiffness": STIFFNESS, "period": config.box}
+    parameters: dict[str, Any] = {
+        "strength": STRENGTH,
+        "stiffness": STIFFNESS,
+        "period": config.box,
+    }
 
     def start(key):
         x, g = jax.random.normal(key, (2, *shape))

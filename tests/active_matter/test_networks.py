@@ -9,7 +9,8 @@ import pytest
 
 from egattn.flow import check_continuous, divergence_terms
 from experiments.active_matter.config import PRESETS
-from experiments.active_matter.features import fade, flow_features
+from experiments.active_matter.features import flow_features
+from experiments.active_matter.forces import fade
 from experiments.active_matter.networks import Network, field, linear_answer
 from experiments.active_matter.systems import make_system, mirror
 
@@ -99,6 +100,16 @@ def test_flows_can_be_left_out():
     _, _, plain = built("crystal", **SMALL, flow_features=False)
     counts = [params["VmapTransformer_0"]["linear"].shape for params in (params, plain)]
     assert counts == [(2, 19), (2, 3)]
+
+
+def test_one_state_makes_no_linear_start():
+    system, network, params = built("crystal", **SMALL)
+    z = jax.vmap(system.start)(jax.random.split(jax.random.key(5), 2))
+    answers = [linear_answer(network, params, z[:n], jax.random.key(6)) for n in (1, 2)]
+    before, one, two = (p["VmapTransformer_0"]["linear"] for p in (params, *answers))
+    np.testing.assert_array_equal(one, before)
+    assert np.isfinite(two).all()
+    assert (np.asarray(two) != before).any()
 
 
 def test_linear_start_is_near_the_exact_score_of_a_crystal():

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 
 from egattn.report.animation import Animation
 from egattn.report.style import WIDTH, Plot, canvas
-from experiments.active_matter.following import followed
+from experiments.active_matter.integration import integrate
 from experiments.active_matter.report.particles import discs, frame
 from experiments.active_matter.report.plane import PRODUCTION, make_plane
 from experiments.active_matter.report.portrait import draw_density, histogram
@@ -30,7 +30,7 @@ def tracers(subject: Subject) -> Plot:
     system = subject.system
     plane = make_plane(system, subject.snapshots)
     times = np.linspace(0, _TIME, FRAMES)
-    z = followed(system, subject.velocity, subject.snapshots[:_TRACERS], times, _TOLERANCE)
+    z = integrate(system, subject.velocity, subject.snapshots[:_TRACERS], times, _TOLERANCE)
     points, colours = z[..., 0, 0], _production(subject, z).sum(-1)
     if system.period is not None:
         points[..., 0] %= RING
@@ -78,10 +78,10 @@ def moving_particles(subject: Subject) -> list[Plot]:
     """The particles of one snapshot carried by the flow: their paths, and a movie."""
     times = np.linspace(0, _PARTICLE_TIME, FRAMES)
     start = subject.snapshots[:1]
-    z = followed(subject.system, subject.velocity, start, times, _TOLERANCE)
+    z = integrate(subject.system, subject.velocity, start, times, _TOLERANCE)
     exact = None
     if subject.exact_velocity is not None:
-        exact = followed(subject.system, subject.exact_velocity, start, times, _TOLERANCE)
+        exact = integrate(subject.system, subject.exact_velocity, start, times, _TOLERANCE)
     return [
         _paths(times, z[:, 0], None if exact is None else exact[:, 0]),
         _movie(subject, times, z),

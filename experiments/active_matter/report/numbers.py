@@ -5,10 +5,10 @@ from typing import Any
 
 from egattn.report.document import ABSENT, paragraph, section, table
 from egattn.report.summary import number
-from experiments.active_matter.portrait import ORBITS
 from experiments.active_matter.report.checks import CHECKS, per_dof
 from experiments.active_matter.report.portrait import PUBLISHED
 from experiments.active_matter.report.subject import Subject
+from experiments.active_matter.ring_flow import ORBITS
 from experiments.active_matter.systems import RING
 
 _NAMES = {

@@ -11,7 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from egattn.flow import Field, binned
 from egattn.report.style import WIDTH, Plot, canvas
 from experiments.active_matter.fokker_planck import Solution
-from experiments.active_matter.following import followed
+from experiments.active_matter.integration import integrate
 from experiments.active_matter.report.plane import Plane, coordinates, make_plane
 from experiments.active_matter.report.subject import Subject
 from experiments.active_matter.systems import RING
@@ -81,7 +81,7 @@ def _orbits(subject: Subject, velocity: Field, starts: np.ndarray) -> np.ndarray
     z = np.zeros((len(starts), 2, 1, system.dimensions))
     z[:, :, 0, 0] = starts
     times = np.linspace(0, _TIME, _FRAMES)
-    return followed(system, velocity, z, times)[..., 0, 0].swapaxes(0, 1)
+    return integrate(system, velocity, z, times)[..., 0, 0].swapaxes(0, 1)
 
 
 def _starts(subject: Subject, plane: Plane) -> np.ndarray:

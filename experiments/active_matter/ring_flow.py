@@ -15,7 +15,7 @@ from scipy.optimize import root
 
 from egattn.flow import Field
 from experiments.active_matter.config import TrainConfig
-from experiments.active_matter.following import followed
+from experiments.active_matter.integration import integrate
 from experiments.active_matter.systems import DEFAULTS, RING
 from experiments.active_matter.trained import Trained
 
@@ -74,7 +74,7 @@ def orbit(trained: Trained, start: float, exact: float) -> dict[str, float | Non
     """Follows the orbit through (8, start) for up to 1.5 exact periods; see `portrait`."""
     z = np.array([RING / 2, start])[None, :, None, None]
     times = np.arange(1, round(1.5 * exact / _INTERVAL)) * _INTERVAL
-    path = followed(trained.system, trained.velocity, z, times).reshape(-1, 2)
+    path = integrate(trained.system, trained.velocity, z, times).reshape(-1, 2)
     x, g = path.T
     ranges = np.ptp(path, 0)
     late = np.argmin(np.abs(times - exact))

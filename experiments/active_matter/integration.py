@@ -8,7 +8,7 @@ from egattn.flow import Field, probability_flow
 from experiments.active_matter.systems import System
 
 
-def followed(
+def integrate(
     system: System, velocity: Field, z: np.ndarray, times: np.ndarray, tolerance: float = 1e-5
 ) -> np.ndarray:
     """Integrates dz/dt = v(z) for several states at once.
