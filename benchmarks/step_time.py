@@ -163,6 +163,7 @@ class Racer:
     def peak_bytes(self) -> int:
         """Memory that the compiled step asks for on each device."""
         # Ignored: a compiled step is typed as any callable.
+        # It is compiled, which its type does not say.
         memory: Any = self.step.memory_analysis()  # pyright: ignore[reportFunctionMemberAccess]
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         return memory.argument_size_in_bytes + memory.temp_size_in_bytes + results

@@ -9,8 +9,8 @@ import math
 from typing import Literal, NamedTuple
 
 import torch  # pyright: ignore[reportMissingImports]  # not needed by the library
-import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
-from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]  # as above
+from torch import Tensor, nn  # pyright: ignore[reportMissingImports]  # as above
 
 Network = Literal["sm_ln_g", "sm_t_scfuffn"]
 
@@ -161,7 +161,7 @@ class HuggingFaceGPT2(nn.Module):
     def __init__(self, size: Size, *, entropy: bool):
         super().__init__()
         # Imported here because only these two cases need transformers.
-        from transformers import (  # pyright: ignore[reportMissingImports]
+        from transformers import (  # pyright: ignore[reportMissingImports]  # as above
             AutoModelForCausalLM,
             GPT2Config,
         )

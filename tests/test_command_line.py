@@ -328,7 +328,7 @@ def events(path: Path):
     while position < len(content):
         (length,) = struct.unpack_from("<Q", content, position)
         # Ignored: protobuf makes its classes at run time.
-        yield event_pb2.Event.FromString(  # pyright: ignore[reportAttributeAccessIssue]
+        yield event_pb2.Event.FromString(  # pyright: ignore[reportAttributeAccessIssue] - generated
             content[position + 12 : position + 12 + length]
         )
         position += 16 + length

@@ -66,7 +66,7 @@ def _traffic_table(estimate: Communication) -> Table:
     table = Table("communication, estimated", "count", "MB each", "MB", box=None, pad_edge=False)
     for t in (*estimate.blocks, estimate.embedding, estimate.head):
         # The sign of the paper's tables, which is no x.
-        sizes = "×".join(map(str, t.sizes))  # noqa: RUF001
+        sizes = "×".join(map(str, t.sizes))  # noqa: RUF001 - a product sign
         each, together = (f"{bytes / 1e6:,.2f}" for bytes in (t.bytes, t.count * t.bytes))
         table.add_row(f"{t.part} {sizes}", str(t.count), each, together)
     table.add_row("all", "", "", f"{estimate.bytes / 1e6:,.2f}")
@@ -99,6 +99,6 @@ def operations(nonlinearities: Iterable[Nonlinearity]) -> str:
     """Nonlinear operations as the paper's tables print them."""
     # Their sign, which is no x.
     return ", ".join(
-        f"{_SYMBOLS[n.kind]} {n.count}×R^{{{n.shape[0]}×{n.shape[1]}}}"  # noqa: RUF001
+        f"{_SYMBOLS[n.kind]} {n.count}×R^{{{n.shape[0]}×{n.shape[1]}}}"  # noqa: RUF001 - a product sign
         for n in nonlinearities
     )

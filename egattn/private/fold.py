@@ -182,6 +182,7 @@ def _linear(
     variables = jax.tree.map(jnp.asarray, variables)
     inputs = variables["params"]["kernel"].shape[0]
     # Ignored: Linen types what apply returns as anything or a pair with variables.
+    # `apply` returns what the method does, which its type does not say.
     kernel, bias = layer.apply(variables, inputs, method="weights")  # pyright: ignore[reportGeneralTypeIssues]
     return np.asarray(kernel, np.float64), None if bias is None else np.asarray(bias, np.float64)
 

@@ -249,7 +249,7 @@ class TestArguments:
         problem = Options(5, temperature="per_row").problem()
         arrays = (problem.query, problem.key, problem.value, problem.temperature)
         # Ignored: how many arrays there are is not in their type.
-        out, entropy = egattn.entropy_attention(*(np.float32(x) for x in arrays))  # pyright: ignore
+        out, entropy = egattn.entropy_attention(*(np.float32(x) for x in arrays))  # pyright: ignore - NumPy
         expected = oracle.solve(problem)
         assert_close("output", np.asarray(out), expected.out, 1e-6)
         np.testing.assert_allclose(entropy, expected.entropy, atol=2e-6)

@@ -148,10 +148,10 @@ class TestImplementations:
         x = jnp.ones((1, 8, 2, 64), jnp.bfloat16)
         for name, reason in egattn.attention.implementations(x, x, x).items():
             if reason is None:
-                egattn.entropy_attention(x, x, x, implementation=name)  # pyright: ignore
+                egattn.entropy_attention(x, x, x, implementation=name)  # pyright: ignore - a str
                 continue
             with pytest.raises(NotImplementedError) as refusal:
-                egattn.entropy_attention(x, x, x, implementation=name)  # pyright: ignore
+                egattn.entropy_attention(x, x, x, implementation=name)  # pyright: ignore - a str
             assert f"{name!r} {reason};" in str(refusal.value)
 
     def test_an_unknown_platform_names_the_nearest(self, monkeypatch):

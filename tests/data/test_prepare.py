@@ -325,6 +325,7 @@ class TestTokenizer:
         words = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "[UNK]": 1}, unk_token="[UNK]"))
         composing = Tokenizer.from_str(original)
         # Ignored: the stubs of tokenizers lack the setter.
+        # The library's types have no setters for these.
         composing.normalizer = normalizers.NFC()  # pyright: ignore[reportAttributeAccessIssue]
         prefixing = Tokenizer.from_str(original)
         # Ignored: the stubs of tokenizers lack the setter.

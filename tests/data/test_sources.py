@@ -116,7 +116,7 @@ class TestHuggingFace:
 
         module = types.ModuleType("datasets")
         # Ignored: a module made here has what it is given.
-        module.load_dataset = load_dataset  # pyright: ignore[reportAttributeAccessIssue]
+        module.load_dataset = load_dataset  # pyright: ignore[reportAttributeAccessIssue] - a stand-in
         monkeypatch.setitem(sys.modules, "datasets", module)
         assert documents("hf:owner/name", "content") == [b"a", "é".encode()]
         with pytest.raises(ValueError, match="hf:owner/name: expected the field 'text', got the"):

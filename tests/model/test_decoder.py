@@ -263,7 +263,7 @@ class TestLayerLoop:
             def value(params):
                 output = egattn.Decoder(config).apply({**variables, "params": params}, tokens)
                 # Ignored: Linen types what apply returns as anything or a pair.
-                return (output.logits**2).mean() + output.entropy.mean()  # pyright: ignore
+                return (output.logits**2).mean() + output.entropy.mean()  # pyright: ignore - there is one
 
             return jax.jit(jax.value_and_grad(value))(variables["params"])
 

@@ -44,7 +44,7 @@ PRINTED = """
 8 | SM+LN+R | SM 216×R^{128×128}, LN 36×R^{128×768}, R 18×R^{128×3072} | 21.7B 11.6B
 8 | SM+ScFuFFN | SM 216×R^{128×128} | 2.7B 11.6B
 8 | SM+ScFuFFN_4 | SM 216×R^{128×128} | 2.1B 11.6B
-"""  # noqa: RUF001
+"""  # noqa: RUF001 - product signs
 
 
 def test_the_paper_s_columns_to_the_printed_digits(capsys):

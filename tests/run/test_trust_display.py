@@ -57,7 +57,7 @@ def ended() -> io.TextIOWrapper:
 
 
 def closed() -> io.TextIOWrapper:
-    stream = open(os.devnull, "w")  # noqa: SIM115
+    stream = open(os.devnull, "w")  # noqa: SIM115 - closed below
     stream.close()
     return stream
 
