@@ -18,9 +18,13 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 jax.config.update("jax_num_cpu_devices", 8)
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # As in a shell's job in the background; some tests send it to themselves.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Ignored in a shell's job in the background and after nohup; some tests send them to themselves.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # What a test compiles runs a few times only. 0 in the environment compiles it as users do.
     unoptimised = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
