@@ -1,6 +1,8 @@
 """Symmetries of the networks, their derivatives, and what a transformer starts from."""
 
 import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -95,11 +97,50 @@ def test_flow_features_of_a_linear_force_are_exponentials():
         np.testing.assert_allclose(found[:, 2 * leg + 1], pulled, atol=1e-5)
 
 
+def test_flow_features_of_a_cluster_are_those_of_its_flows():
+    system = make_system(dataclasses.replace(PRESETS["cluster"], particles=3).of_system())
+    rng = np.random.default_rng(0)
+    x, g = np.array([[0, 0], [1.8, 0.3], [0.5, 1.9]]), rng.normal(size=(3, 2))
+
+    def moved(x, speed, strength, stiffness, time):
+        """Where the flow leads to; the legs' steps as they are, in float64."""
+        t = 0.0
+        for count, length in ((1, 0.1), (2, 0.1), (6, 0.7 / 6), (16, 0.125)):
+            for _ in range(count):
+                delta = x[:, None] - x
+                r = np.linalg.norm(delta, axis=-1) + np.eye(3)
+                push = strength * np.logaddexp(0, stiffness * (2 - r)) / (stiffness * r)
+                force = np.einsum("ij,ijd->id", push, delta) - 0.05 * x
+                x = x + length * (force + speed * np.exp(-0.1 * t) * g)
+                t += length
+            if np.isclose(t, time):
+                return x
+        raise AssertionError
+
+    z = jnp.asarray(np.stack([x, g]), jnp.float32)
+    found = np.asarray(jax.jit(lambda z: flow_features(system, z))(z)).swapaxes(0, 1)
+    drives, pushes, times = (0.0, -0.2), ((2.5, 7.5), (2.5, 3.0), (1.0, 3.0)), (0.1, 0.3, 1.0, 3.0)
+    expected = []
+    for drive, (strength, stiffness), time in itertools.product(drives, pushes, times):
+        place = functools.partial(
+            moved, speed=drive, strength=strength, stiffness=stiffness, time=time
+        )
+        expected.append(place(x) - x)
+        slopes = np.zeros((3, 2))
+        for index in np.ndindex(3, 2):
+            step = np.zeros((3, 2))
+            step[index] = 1e-5
+            slopes[index] = np.sum(g * (place(x + step) - place(x - step))) / 2e-5
+        expected.append(slopes)
+    expected += [moved(x, 0.2, 2.5, 7.5, time) - x for time in times]
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
 def test_flows_can_be_left_out():
     _, _, params = built("crystal", **SMALL)
     _, _, plain = built("crystal", **SMALL, flow_features=False)
     counts = [params["VmapTransformer_0"]["linear"].shape for params in (params, plain)]
-    assert counts == [(2, 19), (2, 3)]
+    assert counts == [(2, 15), (2, 3)]
 
 
 def test_one_state_makes_no_linear_start():
