@@ -37,8 +37,8 @@ def fold(config: DecoderConfig, variables: dict[str, Any], length: int, scale: f
       ValueError: If a parameter is not finite, or a beta or alpha is 0.
     """
     _check_finite(variables)
-    params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
-    layers = per_layer(config, variables)
+    layers = jax.tree.map(lambda x: np.asarray(x, np.float64), per_layer(config, variables))
+    params = layers["params"]
     blocks = [
         {name: tree[f"blocks_{i}"] for name, tree in layers.items()}
         for i in range(config.num_layers)
