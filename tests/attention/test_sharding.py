@@ -5,6 +5,7 @@ import importlib
 import inspect
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import egattn
 import egattn.sharding
+from egattn.data import Manifest
 from egattn.sharding import AXES, BATCH, attend_per_shard
 from egattn.train.config import TrainConfig
 from egattn.train.step import abstract, init_state, make_eval_step, make_train_step
@@ -265,6 +267,6 @@ class TestPrograms:
         for sizes in ((1, 1, 1), self.SIZES):
             mesh = mesh_of(sizes)
             state = init_state(config, mesh)
-            quantiles.append(evaluate._row_quantiles(config, None, state, mesh))
+            quantiles.append(evaluate._row_quantiles(config, Mock(Manifest), state, mesh))
         np.testing.assert_allclose(*quantiles, atol=2e-6)
         assert {share["query"] for share in shares} == {(kept, 8, 4, 4), on_each}
