@@ -57,7 +57,7 @@ def generate(
     pad: int = 0,
     seed: int = 0,
     beyond: Beyond = "raise",
-    on_tokens: Callable[[np.ndarray], None] | None = None,
+    on_tokens: Callable[[Array], None] | None = None,
 ) -> Generated:
     """Continues prompts of any lengths, all at once, with a cache of keys and values.
 
@@ -183,7 +183,7 @@ def _run(model, rules, new, samples, eos, pad, on_tokens, numbers, variables, to
     return _generated(details, details.choice)
 
 
-def _telling(step: Callable, on_tokens: Callable[[np.ndarray], None]) -> Callable:
+def _telling(step: Callable, on_tokens: Callable[[Array], None]) -> Callable:
     """A step that hands the tokens it reads to the host, in order."""
 
     def told(cache, tokens, t):

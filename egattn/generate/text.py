@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
+from jaxtyping import Array, Int
 from tokenizers import Tokenizer
 
 from egattn.convert.convert import ORIGIN
@@ -211,8 +212,8 @@ class _Stream:
         self._write: Callable[[str], Any] = sys.stdout.write
         self._shown = ""
 
-    def add(self, tokens: np.ndarray) -> None:
-        """Called with the tokens [1, 1] of a step."""
+    def add(self, tokens: Int[Array, "1 1"]) -> None:
+        """Called with the token of a step."""
         self._tokens.append(int(tokens[0, 0]))
         self._show(self._text().rstrip("\ufffd"))
 
