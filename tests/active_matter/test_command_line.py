@@ -59,6 +59,7 @@ def test_few_particles_of_a_cluster(tmp_path):
     for few, many in (("linear-samples 16", "linear-samples 512"), ("samples 8", "samples 1024")):
         small = small.replace(few, many)
     small = small.replace("--stationary-weights", "--optimizer.learning-rate 1e-6")
+    small = small.replace("--evaluate-every 3", "--evaluate-every 6")
     main(["train", "cluster", str(run), *small.split()])
     values = records(run, "validation")[-1]
     known, error = values["epr_identity"], values["epr_identity_standard_error"]
