@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.private_inference.runs import (
+    ENVIRONMENT,
     FIXED_POINT,
     IDS,
     LENGTHS,
@@ -242,7 +243,7 @@ class TestPrivacy:
                         same = (a.meta, a.share_chunks) == (b.meta, b.share_chunks)
                         assert same == (mine != rank), (protocol, owner, mine)
         """
-        subprocess.run([str(PYTHON), "-c", script], check=True)
+        subprocess.run([str(PYTHON), "-c", script], check=True, env=os.environ | ENVIRONMENT)
 
 
 @spu
