@@ -1,6 +1,6 @@
 """Ways to continue code at one budget: greedy, top-p, beams, beam sampling, the joint nucleus.
 
-    egattn prepare data/decoding --context-length 256 --validation-fraction 0.01
+    egattn prepare data/decoding --packing paper --context-length 256 --validation-fraction 0.01
     egattn train runs/decoding --data data/decoding --model.num-layers 6 --model.num-heads 6 \
       --model.embed-dim 384 --model.dtype bfloat16 --batch-size 128 --steps 1200
     python -m benchmarks.decode_quality runs/decoding --out results

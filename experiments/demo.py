@@ -15,7 +15,10 @@ DATA, RUNS, REPORT = "data/demo", "runs/demo", "report/demo"
 VOCAB_SIZE = 2048
 PRESETS = ("sm_ln_g", "ereg_sm_t_scfuffn")
 
-PREPARE = f"prepare {DATA} --max-bytes 8000000 --vocab-size {VOCAB_SIZE} --validation-fraction 0.05"
+PREPARE = (
+    f"prepare {DATA} --packing paper --max-bytes 8000000 --vocab-size {VOCAB_SIZE} "
+    "--validation-fraction 0.05"
+)
 # Narrow nets want larger initial matrices and a higher rate than the paper's width of 768; nets
 # without LayerNorm want a long warm-up. The same for both, so that only the architecture differs.
 TRAIN = (

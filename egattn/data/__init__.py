@@ -2,6 +2,7 @@
 
 from egattn.data.manifest import (
     Manifest,
+    Packing,
     ShardManifest,
     SplitManifest,
     load_manifest,
@@ -14,6 +15,7 @@ from egattn.data.windows import batches, evaluation_batches, windows_of_batch
 __all__ = [
     "END_OF_TEXT",
     "Manifest",
+    "Packing",
     "PrepareConfig",
     "ShardManifest",
     "SplitManifest",

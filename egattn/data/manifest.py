@@ -4,13 +4,15 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from egattn._config import local_path, parse, parse_json
 
-FORMAT_VERSION = 1
+Packing = Literal["concat", "segments", "paper"]
+
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 TOKEN_BYTES_NAME = "token_bytes.npy"
@@ -34,18 +36,21 @@ class ShardManifest:
 class SplitManifest:
     """The training or the validation split.
 
-    `tokens == windows * context_length + (documents - too_short) + dropped_tokens`: consecutive
-    windows of a document share one token.
+    Consecutive windows of what is cut as one share one token. Packed documents are cut as one:
+    `tokens == windows * context_length + 1 + dropped_tokens` if there is a window. In the paper's
+    packing each document is: `documents - too_short` takes the place of the 1.
     """
 
     documents: int
-    """Documents in the split, those too short for a window included."""
+    """Documents in the split, whether or not a window holds them."""
     too_short: int
-    """Documents with fewer than context_length + 1 tokens, which give no window."""
+    """Documents with fewer than context_length + 1 tokens, which the paper's packing drops."""
     tokens: int
     """Tokens of all documents, end tokens included."""
     dropped_tokens: int
-    """Tokens in no window: the remainders of documents."""
+    """Tokens in no window: the end of the split, or in the paper's packing of each document."""
+    end_tokens: int | None
+    """End tokens in windows, one that two windows share counted once; None: not counted."""
     windows: int
     """Windows of context_length + 1 tokens."""
     target_bytes: int
@@ -62,6 +67,8 @@ class Manifest:
     """Version of this layout."""
     source: str
     """Where the text came from, in words."""
+    packing: Packing
+    """How documents became windows, see `PrepareConfig`."""
     context_length: int
     """Predictions per window; a window holds one token more."""
     vocab_size: int
@@ -91,6 +98,9 @@ class Manifest:
         parts = [self.tokenizer_sha256]
         for name in sorted(self.splits):
             parts += [shard.sha256 for shard in self.splits[name].shards]
+        if self.packing == "segments":
+            # Its shards are those of "concat", and what is learned from them is not.
+            parts.append(self.packing)
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def save(self, directory: Path) -> None:
@@ -167,6 +177,20 @@ def _check_sha256(path: Path, expected: str) -> None:
 def _parse_manifest(path: Path) -> Manifest:
     values = parse_json(path.read_bytes(), str(path))
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, got {version!r}")
-    return parse(Manifest, values, str(path))
+    return parse(Manifest, _of_format_1(values) if version == 1 else values, str(path))
+
+
+def _of_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Adds what the first format did not say; it had the paper's packing alone."""
+    splits, config = values.get("splits"), values.get("config")
+    if isinstance(splits, dict):
+        splits = {
+            name: {"end_tokens": None, **split} if isinstance(split, dict) else split
+            for name, split in splits.items()
+        }
+    if isinstance(config, dict):
+        config = {"packing": "paper", **config}
+    known = {"splits": splits, "config": config}
+    return {"packing": "paper", **values, **{k: v for k, v in known.items() if k in values}}

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import tyro
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
+from egattn._spelling import unknown
 from egattn.data.corpus import Corpus, Spool, spool_corpus
 from egattn.data.manifest import (
     FORMAT_VERSION,
@@ -18,6 +19,7 @@ from egattn.data.manifest import (
     TOKEN_BYTES_NAME,
     TOKENIZER_NAME,
     Manifest,
+    Packing,
     load_manifest,
     sha256_file,
 )
@@ -59,6 +61,10 @@ class PrepareConfig:
     """Endings of the files to read when the source is a directory."""
     context_length: int = 128
     """Predictions per window; a window holds one token more."""
+    packing: Packing = "concat"
+    """`concat`: documents end to end, each with its end token, cut into windows. `segments`: the
+    same windows; documents in one do not see each other, and positions restart with each.
+    `paper`: each document cut by itself, its remainder dropped, the end token with it."""
     vocab_size: int = 8192
     """Largest vocabulary to learn. A small corpus gives a smaller one; the manifest says which."""
     tokenizer: Path | None = None
@@ -107,6 +113,8 @@ def _check(config: PrepareConfig) -> None:
             f"expected vocab_size of at least {MIN_VOCAB_SIZE} (256 bytes and {END_OF_TEXT}), "
             f"got {config.vocab_size}"
         )
+    if config.packing not in get_args(Packing):
+        raise ValueError(unknown("packing", config.packing, get_args(Packing)))
     if not 0 < config.validation_fraction < 1:
         raise ValueError(
             f"expected validation_fraction between 0 and 1, got {config.validation_fraction}"
@@ -192,6 +200,7 @@ def _write(
             tokenizer=tokenizer,
             token_bytes=token_bytes,
             context_length=config.context_length,
+            packing=config.packing,
             dtype=dtype,
             advance=_bar(progress, f"tokenising {name}", spool.bytes),
         )
@@ -199,6 +208,7 @@ def _write(
     return Manifest(
         format_version=FORMAT_VERSION,
         source=source,
+        packing=config.packing,
         context_length=config.context_length,
         vocab_size=len(token_bytes),
         dtype=dtype,
@@ -243,16 +253,18 @@ def _bar(progress: Progress, description: str, total: int | None) -> Callable[[i
 
 
 def _print_summary(out: Path, manifest: Manifest) -> None:
-    print(f"{out}: {manifest.source}")
+    print(f"{out}: {manifest.source}, packing {manifest.packing}")
     for name, split in manifest.splits.items():
         targets = split.windows * manifest.context_length
+        ends = "" if split.end_tokens is None else f", {split.end_tokens} with their end tokens"
         print(
-            f"  {name}: {split.documents} documents, {split.windows} windows of "
+            f"  {name}: {split.documents} documents{ends}, {split.windows} windows of "
             f"{manifest.context_length + 1} tokens, "
-            f"{split.target_bytes / targets:.2f} bytes per token"
+            f"{split.target_bytes / targets:.2f} bytes per token, "
+            f"{split.dropped_tokens} of {split.tokens} tokens dropped"
         )
-    too_short = sum(split.too_short for split in manifest.splits.values())
-    print(
-        f"  vocabulary {manifest.vocab_size}; left out: {manifest.duplicates} duplicates, "
-        f"{manifest.non_utf8} not UTF-8, {manifest.empty} empty, {too_short} too short"
-    )
+    left_out = f"{manifest.duplicates} duplicates, {manifest.non_utf8} not UTF-8, "
+    left_out += f"{manifest.empty} empty"
+    if manifest.packing == "paper":
+        left_out += f", {sum(split.too_short for split in manifest.splits.values())} too short"
+    print(f"  vocabulary {manifest.vocab_size}; left out: {left_out}")

@@ -9,7 +9,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from tokenizers import Tokenizer
 
-from egattn.data.manifest import ShardManifest, SplitManifest, sha256_file
+from egattn.data.manifest import Packing, ShardManifest, SplitManifest, sha256_file
 from egattn.data.tokenizer import end_token_id
 
 # Small enough to be copied and checked file by file, large enough that a billion tokens make tens.
@@ -76,14 +76,16 @@ def write_split(
     tokenizer: Tokenizer,
     token_bytes: np.ndarray,
     context_length: int,
+    packing: Packing,
     dtype: str,
     advance: Callable[[int], object],
 ) -> SplitManifest:
     """Tokenises documents and writes their windows.
 
-    A window holds `context_length + 1` tokens of one document, the end token included. It starts
-    with the last token of the window before it, so that each token but a document's first is
-    predicted once. What remains at the end of a document is dropped.
+    A window holds `context_length + 1` tokens and starts with the last token of the window before
+    it, so that each token but the first is predicted once. Packed documents are cut as one text,
+    each with its end token, and what remains after the last window is dropped; the paper's packing
+    cuts each document by itself, and drops what remains of each.
 
     Args:
         documents: The split's documents.
@@ -92,6 +94,7 @@ def write_split(
         tokenizer: Encodes the documents.
         token_bytes: UTF-8 bytes of every token, int32 `[vocab_size]`.
         context_length: Predictions per window.
+        packing: How documents become windows.
         dtype: Type of the stored tokens.
         advance: Called with the bytes of text of each batch of documents.
 
@@ -104,24 +107,59 @@ def write_split(
     end = end_token_id(tokenizer)
     stored = np.dtype(dtype).newbyteorder("<")
     writer = _ShardWriter(directory, split, (context_length + 1) * stored.itemsize)
-    totals = dict.fromkeys((f.name for f in dataclasses.fields(SplitManifest)), 0)
-    del totals["shards"]
+    cut = _Cut(context_length, packing, end, token_bytes)
     for texts in _in_batches(documents):
         # "Fast" leaves out each token's place in the text, which nothing here reads.
-        for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-            tokens = np.array([*encoding.ids, end], np.int64)
-            windows = _windows_of(tokens, context_length)
-            used = len(windows) * context_length + 1 if len(windows) else 0
-            totals["documents"] += 1
-            totals["too_short"] += not len(windows)
-            totals["tokens"] += len(tokens)
-            totals["dropped_tokens"] += len(tokens) - used
-            totals["windows"] += len(windows)
-            totals["target_bytes"] += int(token_bytes[tokens[1:used]].sum())
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        for windows in cut.windows(np.array([*e.ids, end], np.int64) for e in encodings):
             for window in windows.astype(stored):
                 writer.write(window.tobytes())
         advance(sum(len(text.encode()) for text in texts))
-    return SplitManifest(**totals, shards=writer.finish())
+    return SplitManifest(**cut.counts(), shards=writer.finish())
+
+
+class _Cut:
+    """Cuts tokens of documents into windows, and counts."""
+
+    def __init__(self, context_length: int, packing: Packing, end: int, token_bytes: np.ndarray):
+        self._length, self._packing = context_length, packing
+        self._end, self._bytes = end, token_bytes
+        # Tokens that wait for more; the first one is the last window's last one, if there is one.
+        self._rest = np.empty(0, np.int64)
+        names = (field.name for field in dataclasses.fields(SplitManifest))
+        self._counts = {name: 0 for name in names if name != "shards"}
+        self._used = 0
+
+    def windows(self, documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields windows [N, context_length + 1]; documents come with their end tokens."""
+        found = list(documents)
+        self._counts["documents"] += len(found)
+        self._counts["tokens"] += sum(map(len, found))
+        if self._packing == "paper":
+            for tokens in found:
+                windows = self._cut(tokens, is_start=True)
+                self._counts["too_short"] += not len(windows)
+                yield windows
+        else:
+            is_start = not self._counts["windows"]
+            tokens = np.concatenate([self._rest, *found])
+            windows = self._cut(tokens, is_start)
+            self._rest = tokens[len(windows) * self._length :]
+            yield windows
+
+    def counts(self) -> dict[str, int]:
+        """All of `SplitManifest` but the shards."""
+        return {**self._counts, "dropped_tokens": self._counts["tokens"] - self._used}
+
+    def _cut(self, tokens: np.ndarray, is_start: bool) -> np.ndarray:
+        windows = _windows_of(tokens, self._length)
+        targets = tokens[1 : len(windows) * self._length + 1]
+        self._counts["windows"] += len(windows)
+        self._counts["target_bytes"] += int(self._bytes[targets].sum())
+        kept = tokens[: len(targets) + 1] if is_start and len(windows) else targets
+        self._counts["end_tokens"] += int((kept == self._end).sum())
+        self._used += len(kept)
+        return windows
 
 
 def _windows_of(tokens: np.ndarray, context_length: int) -> np.ndarray:

@@ -23,6 +23,7 @@ def inspect_data(path: Path, verify: bool) -> DataFound:
     return DataFound(
         path=path,
         source=manifest.source,
+        packing=manifest.packing,
         context_length=manifest.context_length,
         vocab_size=manifest.vocab_size,
         dtype=manifest.dtype,
@@ -44,6 +45,7 @@ def _split(manifest: Manifest, name: str) -> SplitFound:
         too_short=split.too_short,
         tokens=split.tokens,
         dropped_tokens=split.dropped_tokens,
+        end_tokens=split.end_tokens,
         windows=split.windows,
         bytes_per_token=split.target_bytes / targets if targets else None,
         shards=len(split.shards),

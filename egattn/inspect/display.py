@@ -32,9 +32,12 @@ def show(found: RunFound | DataFound | HuggingFaceFound) -> None:
 
 def _data(console: Console, data: DataFound) -> None:
     console.print(f"{data.path}: prepared data, {data.source}", soft_wrap=True)
-    left_out = ", ".join(f"{n:,} {name}" for name, n in data.left_out.items())
+    too_short = sum(split.too_short for split in data.splits.values())
+    reasons = data.left_out | ({"too short": too_short} if too_short else {})
+    left_out = ", ".join(f"{n:,} {name}" for name, n in reasons.items())
     facts = {
-        "windows": f"{data.context_length} predictions each, tokens as {data.dtype}",
+        "windows": f"{data.context_length} predictions each, tokens as {data.dtype}, "
+        f"packing {data.packing}",
         "vocabulary": f"{data.vocab_size:,} tokens",
         "tokenizer": f"checksum {data.tokenizer_sha256}",
         "all data": f"checksum {data.sha256}",
@@ -43,14 +46,15 @@ def _data(console: Console, data: DataFound) -> None:
         "left out": left_out,
     }
     show_facts(console, facts)
-    columns = ["split", "documents", "too short", "tokens", "windows", "bytes/token", "shards"]
+    columns = ["split", "documents", "ends kept", "tokens", "dropped", "windows", "bytes/token"]
     cells = []
     for name, split in data.splits.items():
-        whole = split.documents, split.too_short, split.tokens, split.windows
+        ends = "" if split.end_tokens is None else f"{split.end_tokens:,}"
+        whole = split.tokens, split.dropped_tokens, split.windows
         rate = "" if split.bytes_per_token is None else f"{split.bytes_per_token:.2f}"
-        line = [name, *(f"{n:,}" for n in whole), rate]
+        line = [name, f"{split.documents:,}", ends, *(f"{n:,}" for n in whole), rate]
         cells.append([*line, str(split.shards), f"{split.bytes:,}"])
-    console.print(table([*columns, "bytes"], cells))
+    console.print(table([*columns, "shards", "bytes"], cells))
     if data.sample is not None:
         text = data.sample.text[:_SAMPLE] + "..." * (len(data.sample.text) > _SAMPLE)
         console.print(f"first window of {data.sample.split}: {text!r}", soft_wrap=True)

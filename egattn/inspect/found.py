@@ -21,6 +21,8 @@ class SplitFound(NamedTuple):
     """Tokens of all documents."""
     dropped_tokens: int
     """Tokens in no window."""
+    end_tokens: int | None
+    """Documents whose end token a window holds; None: not counted."""
     windows: int
     """Windows of one token more than the context."""
     bytes_per_token: float | None
@@ -50,6 +52,8 @@ class DataFound(NamedTuple):
     """The directory."""
     source: str
     """Where the text came from, in words."""
+    packing: str
+    """How documents became windows."""
     context_length: int
     """Predictions per window."""
     vocab_size: int

@@ -51,7 +51,8 @@ def main(config: Config) -> Manifest:
         shutil.copytree(config.text, everything / "more")
         _copy_installed(everything / "installed")
         words = f"--source {everything} --tokenizer {first}/tokenizer.json --suffixes .py"
-        cli.prepare([str(staged), "--context-length", str(base.context_length), *words.split()])
+        words += f" --packing paper --context-length {base.context_length}"
+        cli.prepare([str(staged), *words.split()])
         manifest = _with_validation(staged, first, base)
         os.replace(staged, out)
     return manifest

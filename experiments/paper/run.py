@@ -157,14 +157,16 @@ def _words(config: Config, training: Training) -> tuple[str, ...]:
 def _data(config: Config, training: Training) -> Path:
     """Prepared data with windows of a length; all lengths share a tokenizer and a split.
 
+    Each document is cut by itself, as the paper does.
+
     Raises:
       ValueError: If the results are of other data, or more text is wanted that is not there.
     """
     first = config.root / "data" / "128"
     data = first.with_name(training.data)
-    size = f"--vocab-size {VOCAB_SIZE}"
+    size = f"--packing paper --vocab-size {VOCAB_SIZE}"
     if config.smoke:
-        size = "--vocab-size 512 --max-bytes 300000 --validation-fraction 0.1"
+        size = "--packing paper --vocab-size 512 --max-bytes 300000 --validation-fraction 0.1"
     with locked(config.root / "data.lock", wait=True):
         if not first.exists():
             cli.prepare([str(first), *size.split()])

@@ -1,4 +1,4 @@
-"""`prepare`: text to checksummed windows, all of them or nothing."""
+"""`prepare`: text to checksummed windows, all of them or nothing; by the paper's packing."""
 
 import collections
 import json
@@ -51,6 +51,8 @@ def config_for(folder: Path, **changes) -> PrepareConfig:
         "out": folder / "data",
         "source": str(folder / "corpus"),
         "context_length": CONTEXT,
+        # Windows are then of one document each, and known by it.
+        "packing": "paper",
         "vocab_size": 400,
         "validation_fraction": 0.25,
     }

@@ -297,7 +297,7 @@ class TestDamage:
         [
             (lambda v: v.pop("vocab_size"), "missing key 'vocab_size'"),
             (lambda v: v.update(vocab=1), "unknown key 'vocab'; did you mean 'vocab_size'"),
-            (lambda v: v.update(format_version=2), "expected format_version 1, got 2"),
+            (lambda v: v.update(format_version=3), "expected format_version 2, got 3"),
             (lambda v: v.update(vocab_size="300"), "vocab_size: expected int, got '300'"),
             (lambda v: v["splits"]["train"].pop("shards"), "train: missing key 'shards'"),
             (lambda v: v["splits"]["train"].update(shards=3), "shards: expected tuple, got 3"),
@@ -309,6 +309,22 @@ class TestDamage:
         change_manifest(data, change)
         with pytest.raises(ValueError, match=rf"manifest\.json: .*{message}"):
             load_manifest(data)
+
+    def test_of_the_first_format_is_of_the_papers_packing(self, directory, tmp_path):
+        data, before = copy_of(directory, tmp_path), load_manifest(directory)
+
+        def first(values):
+            values["format_version"] = 1
+            for holder in (values, values["config"]):
+                del holder["packing"]
+            for split in values["splits"].values():
+                del split["end_tokens"]
+
+        change_manifest(data, first)
+        manifest = load_manifest(data)
+        assert (manifest.packing, manifest.config["packing"]) == ("paper", "paper")
+        assert manifest.sha256 == before.sha256
+        assert {split.end_tokens for split in manifest.splits.values()} == {None}
 
     def test_manifest_that_is_no_json_is_refused(self, directory, tmp_path):
         data = copy_of(directory, tmp_path)

@@ -19,12 +19,19 @@ class TestData:
         values = run_of(capsys, "{0}", data)
         manifest = json.loads((data / "manifest.json").read_text())
         assert values["kind"] == "data"
-        for name in ("source", "context_length", "vocab_size", "tokenizer_sha256", "dtype"):
+        for name in (
+            "source",
+            "packing",
+            "context_length",
+            "vocab_size",
+            "tokenizer_sha256",
+            "dtype",
+        ):
             assert values[name] == manifest[name]
         assert values["bytes"] == sum(p.stat().st_size for p in data.glob("*.array_record"))
         for name, split in values["splits"].items():
             expected = manifest["splits"][name]
-            for count in ("documents", "tokens", "windows", "too_short", "dropped_tokens"):
+            for count in ("documents", "tokens", "windows", "dropped_tokens", "end_tokens"):
                 assert split[count] == expected[count]
             rate = expected["target_bytes"] / (expected["windows"] * 32)
             assert split["bytes_per_token"] == pytest.approx(rate)
@@ -43,7 +50,7 @@ class TestData:
         assert sample == {"split": "train", "window": 0, "text": text}
         shown = text_of(capsys, "{0}", data)
         assert f"first window of train: {text!r}" in shown
-        assert re.search(r"train +\d+ +\d+ +[\d,]+ +[\d,]+ +\d\.\d\d +1 +[\d,]+\n", shown)
+        assert re.search(r"train +\d+ +\d+ +[\d,]+ +\d+ +[\d,]+ +\d\.\d\d +1 +[\d,]+\n", shown)
         assert max(map(len, shown.splitlines()[1:-1])) <= 100
 
     def test_damaged(self, data, tmp_path, capsys):

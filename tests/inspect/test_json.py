@@ -1,6 +1,7 @@
 """`egattn inspect --json` of each kind of directory, key for key as programs have come to read it.
 
-`expected.jsonl` was written by the command as of commit c23ae51; a line per case.
+`expected.jsonl` was written by the command as of commit c23ae51; a line per case. Keys that came
+later are in it too.
 """
 
 import json
@@ -47,7 +48,7 @@ def _make_data(root: Path) -> Path:
     write_tokenizer(root, 300)
     texts = [f"{letter} " * 40 for letter in "abcdefgh"] + ["", "a " * 40, "b"]
     (root / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    options = "--context-length 16 --validation-fraction 0.5 --tokenizer {2}"
+    options = "--packing paper --context-length 16 --validation-fraction 0.5 --tokenizer {2}"
     paths = root / "data", root / "texts.jsonl", root / "tokenizer.json"
     egattn(f"prepare {{0}} --source {{1}} {options}", *paths)
     return root / "data"

@@ -95,7 +95,9 @@ def more(tmp_path, monkeypatch):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(document)
     first = tmp_path / "root" / "data" / "128"
-    words = f"--source {tmp_path}/installed --vocab-size 300 --validation-fraction 0.02"
+    words = (
+        f"--source {tmp_path}/installed --vocab-size 300 --validation-fraction 0.02 --packing paper"
+    )
     monkeypatch.setattr(more_text, "open_source", lambda *_: ("python", documents[:60]))
     cli.prepare([str(first), *words.split()])
     return tmp_path, documents
