@@ -66,7 +66,7 @@ def entropy_penalty(
     Args:
       entropy: Entropies [L, B, H, T] or [B, H, T], nats.
       threshold: Target fraction of the maximum, [L, H] or [H].
-      max_entropy: Ceiling in nats: a scalar or one per row [T], see `max_entropy`.
+      max_entropy: Ceiling in nats: a scalar or one per row, [T] or [B, T], see `max_entropy`.
       tolerance: Half-width of the free margin as a fraction of the ceiling (the paper's gamma).
       kind: "hard" is delta^2 outside the margin and 0 inside, as published; "excess" is
         (|delta| - margin)^2 outside, which has neither a jump nor a kink in its slope's start.
@@ -89,6 +89,8 @@ def entropy_penalty(
     if reduction == "head":
         entropy = head_mean(entropy)[..., None, :, None]
         ceiling = ceiling.mean()
+    elif ceiling.ndim == 2:
+        ceiling = ceiling[:, None]
     delta = entropy - threshold[..., None, :, None] * ceiling
     distance, margin = jnp.abs(delta), tolerance * ceiling
     excess = distance if kind == "hard" else distance - margin
@@ -114,8 +116,9 @@ def _check_penalty(entropy, threshold, ceiling, tolerance, kind, reduction) -> N
             "entropy must be [L, B, H, T] or [B, H, T] with threshold [L, H] or [H], "
             f"got {entropy.shape} and {threshold.shape}"
         )
-    if ceiling.shape not in ((), entropy.shape[-1:]):
-        raise ValueError(f"max_entropy must be a scalar or [T], got {ceiling.shape}")
+    rows = entropy.shape[-1:], (entropy.shape[-3], entropy.shape[-1])
+    if ceiling.shape not in ((), *rows):
+        raise ValueError(f"max_entropy must be a scalar, [T] or [B, T], got {ceiling.shape}")
 
 
 class EntropySummary(NamedTuple):

@@ -93,6 +93,11 @@ class Manifest:
     """The `PrepareConfig` that made the directory, as JSON."""
 
     @property
+    def document_end(self) -> int | None:
+        """Token after which a window's next document starts apart; None: windows are whole."""
+        return self.end_token_id if self.packing == "segments" else None
+
+    @property
     def sha256(self) -> str:
         """Checksum of the data itself: of the tokenizer and of every shard, in order."""
         parts = [self.tokenizer_sha256]

@@ -13,6 +13,7 @@ from egattn.attention.api import Implementation
 from egattn.attention.cached import Cached, Place, attend_cached, prompt_layout, write_next
 from egattn.model.config import DType, Matrix, Reparam
 from egattn.model.linear import Linear, parallel_products
+from egattn.model.segments import restarted_positions
 
 CACHE = "cache"
 """Collection of the keys and values kept for generation, see `egattn.attention.cached`."""
@@ -68,7 +69,8 @@ class EntropyAttention(nn.Module):
 
         Args:
           x: Inputs [B, T, d].
-          segment_ids: Document of each position, see `entropy_attention`.
+          segment_ids: Document of each position, see `entropy_attention`; the temperatures of
+            positions start again with each.
           positions: For generation: the index of each input in its sequence.
           place: None for prompts, whose keys and values go into the mutable collection "cache";
             with the next token of each path of each prompt [B K, 1, d] and its position, where it
@@ -94,7 +96,8 @@ class EntropyAttention(nn.Module):
         else:
             products = [linear(x) for linear in linears]
         query, key, value = (y.reshape(batch, length, -1, head_dim) for y in products)
-        temperature = self._temperature(length, positions)
+        restarted = None if segment_ids is None else restarted_positions(segment_ids)
+        temperature = self._temperature(length, restarted if positions is None else positions)
         if place is not None:
             keys, values = (
                 self._write_next(*new, place) for new in (("key", key), ("value", value))

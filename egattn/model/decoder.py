@@ -14,6 +14,7 @@ from egattn.model.attention import EntropyAttention
 from egattn.model.config import DecoderConfig, FeedForwardKind
 from egattn.model.feed_forward import FeedForward
 from egattn.model.linear import SPECTRAL, multiply_transposed
+from egattn.model.segments import restarted_positions
 
 Constrain = Callable[[Array], Array]
 
@@ -161,7 +162,8 @@ class Decoder(nn.Module):
 
         Args:
           tokens: Token ids [B, T], T at most the context length.
-          segment_ids: Document of each position for packed windows, see `entropy_attention`.
+          segment_ids: Document of each position for packed windows, see `entropy_attention`;
+            embeddings and temperatures of positions start again with each document.
 
         Raises:
           ValueError: If T exceeds the context length.
@@ -212,11 +214,12 @@ class Decoder(nn.Module):
         if length > c.context_length:
             raise ValueError(f"expected at most {c.context_length} positions, got {length}")
         # Positions beyond the trained ones have the last one's embedding.
-        index = (
-            jnp.arange(length)
-            if positions is None
-            else jnp.minimum(positions, c.context_length - 1)
-        )
+        if positions is not None:
+            index = jnp.minimum(positions, c.context_length - 1)
+        elif segment_ids is not None:
+            index = restarted_positions(segment_ids)
+        else:
+            index = jnp.arange(length)
         x = self.token_embedding(tokens) + self.position_embedding(index)
         x = self.constrain(x)
         slope = self.slope if c.activation == "leaky_relu" and c.slope_scope == "model" else None

@@ -15,6 +15,7 @@ from egattn.data import Manifest, evaluation_batches, load_manifest, token_bytes
 from egattn.entropy import entropy_summary, range_shares
 from egattn.model import Decoder
 from egattn.model.linear import SPECTRAL
+from egattn.model.segments import segment_ids
 from egattn.run import RunDirectory, restore
 from egattn.run.arrays import settle
 from egattn.run.signals import say
@@ -51,7 +52,7 @@ class Evaluator:
 
     def __init__(self, config: TrainConfig, manifest: Manifest, mesh: Mesh):
         self._config, self._manifest, self._mesh = config, manifest, mesh
-        self._step = make_eval_step(config, mesh)
+        self._step = make_eval_step(config, mesh, manifest.document_end)
         self._bytes = token_bytes(config.data)
 
     def __call__(
@@ -202,7 +203,9 @@ def _row_quantiles(config: TrainConfig, manifest: Manifest, state: TrainState, m
     @jax.jit
     def quantiles(variables, tokens):
         model = Decoder(config.model, attend=attend_per_shard(mesh))
-        features: Any = model.apply(variables, tokens, method="features")
+        end = manifest.document_end
+        ids = None if end is None else segment_ids(tokens, end)
+        features: Any = model.apply(variables, tokens, ids, method="features")
         return entropy_summary(features.entropy).quantiles
 
     return quantiles(variables, tokens[weights > 0, :-1])

@@ -84,7 +84,8 @@ def _repeat(run: TrainConfig, manifest, step: int) -> tuple[dict[str, np.ndarray
         seed=run.seed,
         start_index=first * run.batch_size,
     )
-    train_step, metrics = make_train_step(run, mesh), {}
+    train_step = make_train_step(run, mesh, document_end=manifest.document_end)
+    metrics = {}
     for _ in range(first, step):
         state, metrics = train_step(state, device_batch(run, mesh, next(source)))
         settle(metrics)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from egattn.entropy import entropy_penalty, head_mean, max_entropy
 from egattn.model import Decoder, DecoderConfig, DecoderFeatures
 from egattn.model.linear import SPECTRAL
+from egattn.model.segments import restarted_positions, segment_ids
 from egattn.optimizer import OptimizerConfig, make_optimizer
 from egattn.run import laid_out
 from egattn.sharding import (
@@ -97,7 +98,12 @@ def device_batch(config: TrainConfig, mesh: Mesh, rows: np.ndarray) -> jax.Array
     return jax.make_array_from_process_local_data(batch_sharding(mesh), local, shape)
 
 
-def train_step(config: TrainConfig, mesh: Mesh, attend: Callable | None = None) -> Callable:
+def train_step(
+    config: TrainConfig,
+    mesh: Mesh,
+    attend: Callable | None = None,
+    document_end: int | None = None,
+) -> Callable:
     """Returns the pure `(state, tokens [accumulation, B, T + 1]) -> (state, metrics)`.
 
     Metrics are arrays: `loss` (cross entropy per token, nats), `penalty` (before lambda),
@@ -109,11 +115,13 @@ def train_step(config: TrainConfig, mesh: Mesh, attend: Callable | None = None) 
       mesh: Where it runs.
       attend: An operator with the signature of `entropy_attention`; default: that one, on each
         device of the mesh (`egattn.sharding.attend_per_shard`).
+      document_end: Token after which another document starts, which does not see those before it;
+        None: windows are whole. See `Manifest.document_end`.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
 
     def step(state: TrainState, tokens: Int[Array, "accumulation batch window"]):
-        grads, spectral, metrics = batch_gradient(config, mesh, state, tokens, attend)
+        grads, spectral, metrics = batch_gradient(config, mesh, state, tokens, attend, document_end)
         metrics["gradient_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -125,11 +133,16 @@ def train_step(config: TrainConfig, mesh: Mesh, attend: Callable | None = None) 
     return step
 
 
-def make_train_step(config: TrainConfig, mesh: Mesh, attend: Callable | None = None) -> Callable:
+def make_train_step(
+    config: TrainConfig,
+    mesh: Mesh,
+    attend: Callable | None = None,
+    document_end: int | None = None,
+) -> Callable:
     """Returns `train_step` jitted for the mesh; it donates the state."""
     state = state_sharding(mesh, abstract(config))
     return jax.jit(
-        train_step(config, mesh, attend),
+        train_step(config, mesh, attend, document_end),
         in_shardings=(state, batch_sharding(mesh)),
         out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
@@ -159,6 +172,7 @@ def batch_gradient(
     state: TrainState,
     tokens: Int[Array, "accumulation batch window"],
     attend: Callable | None = None,
+    document_end: int | None = None,
 ) -> tuple[PyTree, PyTree, dict[str, Array]]:
     """Gradient of the whole batch's objective: one division by the whole batch's token count.
 
@@ -174,16 +188,17 @@ def batch_gradient(
     share = 1.0 if penalty.reduction == "sum" else 1.0 / accumulation
     batch_mean = None
     if penalty.weight > 0 and penalty.reduction == "head" and accumulation > 1:
-        batch_mean = _batch_head_mean(model, state, tokens)
+        batch_mean = _batch_head_mean(model, state, tokens, document_end)
 
     def objective(params, microbatch):
-        features, spectral = _features(model, params, state.spectral, microbatch)
+        ids = _segments(microbatch, document_end)
+        features, spectral = _features(model, params, state.spectral, microbatch, ids)
         weights = jnp.full(microbatch[:, 1:].shape, 1 / predictions, jnp.float32)
         loss = _loss(config, mesh, features, microbatch[:, 1:], weights)
         cost = jnp.float32(0)
         if penalty.weight > 0:
             entropy = _with_mean(features.entropy, batch_mean)
-            cost = share * _penalty(penalty, entropy, params["threshold"])
+            cost = share * _penalty(penalty, entropy, params["threshold"], ids)
         metrics = {
             "loss": loss,
             "penalty": cost,
@@ -218,10 +233,16 @@ def _decoder(config: TrainConfig, mesh: Mesh, attend: Callable | None = None) ->
     )
 
 
-def _features(model: Decoder, params, spectral, tokens) -> tuple[DecoderFeatures, PyTree]:
+def _segments(tokens, document_end: int | None) -> Int[Array, "batch length"] | None:
+    """Segments of a window's inputs."""
+    return None if document_end is None else segment_ids(tokens[:, :-1], document_end)
+
+
+def _features(model: Decoder, params, spectral, tokens, ids) -> tuple[DecoderFeatures, PyTree]:
     features, updated = model.apply(
         {"params": params, SPECTRAL: spectral},
         tokens[:, :-1],
+        ids,
         method="features",
         mutable=[SPECTRAL],
     )
@@ -243,21 +264,24 @@ def penalty_ramp(config: PenaltyConfig, steps: int, step) -> Float[Array, ""]:
     return jnp.minimum(1.0, step / (config.warmup * steps))
 
 
-def _penalty(config: PenaltyConfig, entropy, threshold) -> Float[Array, ""]:
+def _penalty(config: PenaltyConfig, entropy, threshold, ids) -> Float[Array, ""]:
     ceiling = max_entropy(entropy.shape[-1], causal=True, per_row=config.ceiling == "row")
+    if config.ceiling == "row" and ids is not None:
+        ceiling = ceiling[restarted_positions(ids)]
     return entropy_penalty(
         entropy, threshold, ceiling, config.tolerance, config.kind, config.reduction
     )
 
 
-def _batch_head_mean(model: Decoder, state: TrainState, tokens):
+def _batch_head_mean(model: Decoder, state: TrainState, tokens, document_end: int | None):
     """Head means [L, H] of the whole batch, from a forward pass of its own.
 
     A penalty of the batch's mean is not a mean of the microbatches' penalties.
     """
 
     def one(microbatch):
-        features, _ = _features(model, state.params, state.spectral, microbatch)
+        ids = _segments(microbatch, document_end)
+        features, _ = _features(model, state.params, state.spectral, microbatch, ids)
         return head_mean(features.entropy)
 
     return jax.lax.map(one, tokens).mean(0)
@@ -271,17 +295,18 @@ def _with_mean(entropy, mean):
     return entropy + jax.lax.stop_gradient(shift)[:, None, :, None]
 
 
-def make_eval_step(config: TrainConfig, mesh: Mesh) -> Callable:
+def make_eval_step(config: TrainConfig, mesh: Mesh, document_end: int | None = None) -> Callable:
     """Returns the jitted `(state, tokens [1, B, T + 1], weights [1, B]) -> sums`.
 
     Sums are weighted over sequences: `nll` (nats), `sequences`, `entropy` [L, H] (of sequences'
-    head means) and `nonfinite` [L].
+    head means) and `nonfinite` [L]. `document_end` is as of `train_step`.
     """
 
     model = _decoder(config, mesh)
 
     def step(state: TrainState, tokens, weights):
-        features, _ = _features(model, state.params, state.spectral, tokens[0])
+        ids = _segments(tokens[0], document_end)
+        features, _ = _features(model, state.params, state.spectral, tokens[0], ids)
         targets, w = tokens[0, :, 1:], weights[0]
         per_position = jnp.broadcast_to(w[:, None], targets.shape)
         nll = _loss(config, mesh, features, targets, per_position)

@@ -85,7 +85,7 @@ class _LanguageModel:
             config=c,
             target=target(c, self.mesh),
             init=self.init,
-            step=make_train_step(c, self.mesh),
+            step=make_train_step(c, self.mesh, document_end=self.manifest.document_end),
             batches=self.batches,
             evaluate=self.evaluate,
             is_finite=is_finite,

@@ -219,6 +219,18 @@ class TestForward:
         assert jnp.array_equal(a.logits[:, 10:], b.logits[:, 10:])
         assert not jnp.allclose(a.logits[:, 3:10], b.logits[:, 3:10])
 
+    @pytest.mark.parametrize("name", ["sm_ln_g", "ereg_sm_t_scfuffn"])
+    def test_a_segment_is_as_if_alone(self, tokens, name):
+        config = preset(name)
+        variables = perturbed(init(config, tokens))
+        segments = jnp.where(jnp.arange(24) < 10, 4, 1)[None].repeat(2, 0)
+        run = jax.jit(egattn.Decoder(config).apply)
+        packed = run(variables, tokens, segments)
+        for place in (slice(10), slice(10, None)):
+            alone = run(variables, tokens[:, place])
+            np.testing.assert_allclose(packed.logits[:, place], alone.logits, atol=2e-5)
+            np.testing.assert_allclose(packed.entropy[..., place], alone.entropy, atol=2e-5)
+
 
 @pytest.mark.slow
 class TestReparametrisation:
