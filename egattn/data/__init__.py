@@ -1,5 +1,7 @@
 """Data: text to checksummed windows of tokens on disk, and batches of them by global index."""
 
+from egattn.data.config import PrepareConfig
+from egattn.data.files import Fingerprint
 from egattn.data.manifest import (
     Manifest,
     Packing,
@@ -8,12 +10,13 @@ from egattn.data.manifest import (
     load_manifest,
     token_bytes,
 )
-from egattn.data.prepare import PrepareConfig, prepare
+from egattn.data.prepare import prepare
 from egattn.data.tokenizer import END_OF_TEXT, load_tokenizer
 from egattn.data.windows import batches, evaluation_batches, windows_of_batch
 
 __all__ = [
     "END_OF_TEXT",
+    "Fingerprint",
     "Manifest",
     "Packing",
     "PrepareConfig",

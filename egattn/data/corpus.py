@@ -4,23 +4,38 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+from egattn.data.formats import Document
 
 _LENGTH_BYTES = 8
+# Places of documents that are not UTF-8 that are told.
+_MOST_PLACES = 10
+# How far from the place of a cut a line may end.
+_LINE = 10_000
+
+
+class Text(NamedTuple):
+    """A document that is to be learned from."""
+
+    text: str
+    where: str
+    """Its file, and line or row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spool:
-    """The documents of one split in one file, each after its length in bytes."""
+    """The documents of one split in one file: place and text, each after its length in bytes."""
 
     path: Path
     documents: int
     bytes: int
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Text]:
         """Reads the documents back, one at a time."""
         with self.path.open("rb") as file:
-            while header := file.read(_LENGTH_BYTES):
-                yield file.read(int.from_bytes(header, "little")).decode()
+            while (where := _read(file)) is not None:
+                yield Text((_read(file) or b"").decode(), where.decode("utf-8", "surrogateescape"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +46,23 @@ class Corpus:
     duplicates: int
     non_utf8: int
     empty: int
+    seen: int
+    """Documents that were read, those left out included."""
+    sha256: str
+    """Checksum of all of them."""
+    non_utf8_places: tuple[str, ...]
+    """Where the first of those are that are not UTF-8."""
+    split_by: Literal["document", "position"] = "document"
+    """Whether documents were shared out, or the only one was cut."""
+
+    @property
+    def documents(self) -> int:
+        """Documents of both splits."""
+        return sum(spool.documents for spool in self.splits.values())
 
 
 def spool_corpus(
-    documents: Iterable[bytes],
+    documents: Iterable[Document],
     directory: Path,
     *,
     validation_fraction: float,
@@ -60,21 +88,26 @@ def spool_corpus(
     Raises:
         ValueError: The source holds no usable document.
     """
-    seen: set[bytes] = set()
-    left_out = {"duplicates": 0, "non_utf8": 0, "empty": 0}
+    seen, count, digests = set[bytes](), 0, hashlib.sha256()
+    left_out, places = {"duplicates": 0, "non_utf8": 0, "empty": 0}, []
     kept = {"train": [0, 0], "validation": [0, 0]}
     paths = {name: directory / f"documents-{name}" for name in kept}
     with paths["train"].open("wb") as train, paths["validation"].open("wb") as validation:
         files = {"train": train, "validation": validation}
-        for document in documents:
+        for document, where in documents:
             digest = hashlib.sha256(document).digest()
+            digests.update(digest)
+            count += 1
             reason = "duplicates" if digest in seen else _unusable(document)
             if reason is not None:
                 left_out[reason] += 1
+                if reason == "non_utf8" and len(places) < _MOST_PLACES:
+                    places.append(where)
                 continue
             seen.add(digest)
             name = _split_of(digest, validation_fraction)
-            files[name].write(len(document).to_bytes(_LENGTH_BYTES, "little") + document)
+            _write(files[name], where.encode("utf-8", "surrogateescape"))
+            _write(files[name], document)
             kept[name][0] += 1
             kept[name][1] += len(document)
             advance(len(document))
@@ -83,7 +116,49 @@ def spool_corpus(
     if not seen:
         counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise ValueError(f"expected at least one document of UTF-8 text, got none ({counts})")
-    return Corpus({name: Spool(paths[name], *kept[name]) for name in kept}, **left_out)
+    splits = {name: Spool(paths[name], *kept[name]) for name in kept}
+    return Corpus(
+        splits, **left_out, seen=count, sha256=digests.hexdigest(), non_utf8_places=tuple(places)
+    )
+
+
+def checksum(documents: Iterable[Document]) -> str:
+    """Returns the checksum that a corpus of these documents has."""
+    digests = hashlib.sha256()
+    for document in documents:
+        digests.update(hashlib.sha256(document.text).digest())
+    return digests.hexdigest()
+
+
+def split_by_position(corpus: Corpus, validation_fraction: float) -> Corpus:
+    """Cuts the only document of a corpus: its end becomes the validation split.
+
+    Args:
+        corpus: A corpus of one document.
+        validation_fraction: Share of the text that goes there; the cut is where a line ends, if
+            one does soon.
+    """
+    ((text, where),) = (document for spool in corpus.splits.values() for document in spool)
+    place = round(len(text) * (1 - validation_fraction))
+    line = text.find("\n", place, place + _LINE)
+    place = line + 1 if line >= 0 else place
+    splits = {}
+    for name, part in (("train", text[:place]), ("validation", text[place:])):
+        path, content = corpus.splits[name].path, part.encode()
+        with path.open("wb") as file:
+            for value in (where.encode("utf-8", "surrogateescape"), content) if content else ():
+                _write(file, value)
+        splits[name] = Spool(path, bool(content), len(content))
+    return dataclasses.replace(corpus, splits=splits, split_by="position")
+
+
+def _write(file: IO[bytes], value: bytes) -> None:
+    file.write(len(value).to_bytes(_LENGTH_BYTES, "little") + value)
+
+
+def _read(file: IO[bytes]) -> bytes | None:
+    header = file.read(_LENGTH_BYTES)
+    return file.read(int.from_bytes(header, "little")) if header else None
 
 
 def _unusable(document: bytes) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from egattn._config import local_path, parse, parse_json
+from egattn.data.files import Fingerprint
 
 Packing = Literal["concat", "segments", "paper"]
 
@@ -81,10 +82,22 @@ class Manifest:
     """Checksum of tokenizer.json."""
     token_bytes_sha256: str
     """Checksum of token_bytes.npy."""
+    sources: Fingerprint | None
+    """The source's files as they were; None where it has none, or it was not kept."""
+    tokenizer_file_sha256: str | None
+    """Checksum of the file that the tokenizer was taken from; None: it was learned."""
+    files: int
+    """Files that were read."""
+    skipped: dict[str, int]
+    """Files, and directories with all that they hold, that were not read, by the reason."""
+    split_by: Literal["document", "position"]
+    """Whether documents were shared out, or the only one was cut."""
     duplicates: int
     """Documents left out because an identical one came before."""
     non_utf8: int
     """Documents left out because they are not UTF-8."""
+    non_utf8_places: tuple[str, ...]
+    """File, and line or row from 1, of the first ten of those."""
     empty: int
     """Documents left out because they hold nothing but white space."""
     splits: dict[str, SplitManifest]
@@ -187,6 +200,17 @@ def _parse_manifest(path: Path) -> Manifest:
     return parse(Manifest, _of_format_1(values) if version == 1 else values, str(path))
 
 
+_NOT_SAID = {
+    "packing": "paper",
+    "sources": None,
+    "tokenizer_file_sha256": None,
+    "files": 0,
+    "skipped": {},
+    "split_by": "document",
+    "non_utf8_places": [],
+}
+
+
 def _of_format_1(values: dict[str, Any]) -> dict[str, Any]:
     """Adds what the first format did not say; it had the paper's packing alone."""
     splits, config = values.get("splits"), values.get("config")
@@ -198,4 +222,8 @@ def _of_format_1(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(config, dict):
         config = {"packing": "paper", **config}
     known = {"splits": splits, "config": config}
-    return {"packing": "paper", **values, **{k: v for k, v in known.items() if k in values}}
+    return {
+        **_NOT_SAID,
+        **values,
+        **{name: value for name, value in known.items() if name in values},
+    }

@@ -9,8 +9,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from tokenizers import Tokenizer
 
+from egattn.data.corpus import Text
 from egattn.data.manifest import Packing, ShardManifest, SplitManifest, sha256_file
-from egattn.data.tokenizer import end_token_id
+from egattn.data.tokenizer import check_exact, end_token_id, spellings
 
 # Small enough to be copied and checked file by file, large enough that a billion tokens make tens.
 SHARD_BYTES = 64 * 2**20
@@ -69,14 +70,14 @@ class _ShardWriter:
 
 
 def write_split(
-    documents: Iterable[str],
+    documents: Iterable[Text],
     directory: Path,
     split: str,
     *,
     tokenizer: Tokenizer,
-    token_bytes: np.ndarray,
     context_length: int,
     packing: Packing,
+    gap: int,
     dtype: str,
     advance: Callable[[int], object],
 ) -> SplitManifest:
@@ -92,9 +93,9 @@ def write_split(
         directory: Where the files go.
         split: Name of the split, which begins the names of the files.
         tokenizer: Encodes the documents.
-        token_bytes: UTF-8 bytes of every token, int32 `[vocab_size]`.
         context_length: Predictions per window.
         packing: How documents become windows.
+        gap: Tokens to drop from the start of the first document.
         dtype: Type of the stored tokens.
         advance: Called with the bytes of text of each batch of documents.
 
@@ -103,26 +104,43 @@ def write_split(
 
     Raises:
         OSError: A file cannot be written.
+        ValueError: The tokenizer loses text: names the document and the place.
     """
     end = end_token_id(tokenizer)
     stored = np.dtype(dtype).newbyteorder("<")
     writer = _ShardWriter(directory, split, (context_length + 1) * stored.itemsize)
-    cut = _Cut(context_length, packing, end, token_bytes)
-    for texts in _in_batches(documents):
-        # "Fast" leaves out each token's place in the text, which nothing here reads.
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        for windows in cut.windows(np.array([*e.ids, end], np.int64) for e in encodings):
+    spelled = spellings(tokenizer)
+    cut = _Cut(context_length, packing, end, np.array([len(spelling) for spelling in spelled]), gap)
+    for batch in _in_batches(documents):
+        tokens = [[*ids, end] for ids in _encode(batch, tokenizer, end, spelled)]
+        for windows in cut.windows([np.array(ids, np.int64) for ids in tokens]):
             for window in windows.astype(stored):
                 writer.write(window.tobytes())
-        advance(sum(len(text.encode()) for text in texts))
+        advance(sum(len(document.text.encode()) for document in batch))
     return SplitManifest(**cut.counts(), shards=writer.finish())
+
+
+def _encode(
+    batch: list[Text], tokenizer: Tokenizer, end: int, spelled: list[bytes]
+) -> Iterator[list[int]]:
+    """Yields the tokens of each document, of which no byte is lost and none is an end token."""
+    # "Fast" leaves out each token's place in the text, which nothing here reads.
+    encodings = tokenizer.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
+    for (text, where), encoding in zip(batch, encodings, strict=True):
+        ids = encoding.ids
+        check_exact(text, ids, spelled, where)
+        if end in ids:
+            raise ValueError(f"{where}: the tokenizer gives its end token for text")
+        yield ids
 
 
 class _Cut:
     """Cuts tokens of documents into windows, and counts."""
 
-    def __init__(self, context_length: int, packing: Packing, end: int, token_bytes: np.ndarray):
-        self._length, self._packing = context_length, packing
+    def __init__(
+        self, context_length: int, packing: Packing, end: int, token_bytes: np.ndarray, gap: int
+    ):
+        self._length, self._packing, self._gap = context_length, packing, gap
         self._end, self._bytes = end, token_bytes
         # Tokens that wait for more; the first one is the last window's last one, if there is one.
         self._rest = np.empty(0, np.int64)
@@ -130,11 +148,13 @@ class _Cut:
         self._counts = {name: 0 for name in names if name != "shards"}
         self._used = 0
 
-    def windows(self, documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def windows(self, documents: list[np.ndarray]) -> Iterator[np.ndarray]:
         """Yields windows [N, context_length + 1]; documents come with their end tokens."""
-        found = list(documents)
-        self._counts["documents"] += len(found)
-        self._counts["tokens"] += sum(map(len, found))
+        self._counts["documents"] += len(documents)
+        self._counts["tokens"] += sum(map(len, documents))
+        first, *others = documents
+        found = [first[self._gap :], *others]
+        self._gap = 0
         if self._packing == "paper":
             for tokens in found:
                 windows = self._cut(tokens, is_start=True)
@@ -168,11 +188,11 @@ def _windows_of(tokens: np.ndarray, context_length: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(tokens, context_length + 1)[::context_length]
 
 
-def _in_batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def _in_batches(documents: Iterable[Text]) -> Iterator[list[Text]]:
     batch, size = [], 0
     for document in documents:
         batch.append(document)
-        size += len(document)
+        size += len(document.text)
         if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0

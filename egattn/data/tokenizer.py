@@ -1,7 +1,8 @@
 """Byte-level BPE tokenizers: training, loading with checks, and the bytes behind every token."""
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no tokenizer, has no `<|endoftext|>`, or does not give back every byte of
-            a text.
+        ValueError: It is no tokenizer, has no `<|endoftext|>`, leaves out merges at random, or does
+            not give back every byte of a text.
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a tokenizer.json, got no file at {path}")
@@ -71,6 +72,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
         end_token_id(tokenizer)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    dropout = json.loads(tokenizer.to_str())["model"].get("dropout")
+    if dropout:
+        raise ValueError(
+            f"{path}: expected a tokenizer that gives a text the same tokens every time, got "
+            f"dropout {dropout}"
+        )
     missing = set(pre_tokenizers.ByteLevel.alphabet()) - set(tokenizer.get_vocab())
     if missing:
         raise ValueError(
@@ -105,18 +112,62 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> np.ndarray:
     """Counts the UTF-8 bytes that each token of a byte-level tokenizer stands for.
 
     Args:
-        tokenizer: A byte-level tokenizer, whose vocabulary spells each byte as one character.
+        tokenizer: A byte-level tokenizer.
 
     Returns:
         int32 `[vocab_size]`; 0 for special tokens, which stand for no text, and for unused ids.
     """
+    return np.array([len(spelling) for spelling in spellings(tokenizer)], np.int32)
+
+
+def spellings(tokenizer: Tokenizer) -> list[bytes]:
+    """Returns the bytes that each token of a byte-level tokenizer stands for.
+
+    Args:
+        tokenizer: A byte-level tokenizer, whose vocabulary spells each byte as one character.
+
+    Returns:
+        By the token's id; nothing for special tokens, which stand for no text, and unused ids.
+    """
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     added = tokenizer.get_added_tokens_decoder()
-    lengths = np.zeros(max(vocabulary.values()) + 1, np.int32)
+    table = _bytes_of_characters()
+    found = [b""] * (max(vocabulary.values()) + 1)
     for token, index in vocabulary.items():
         if index not in added:
-            lengths[index] = len(token)
+            found[index] = b"".join(table.get(c) or c.encode() for c in token)
         elif not added[index].special:
             # An added token is spelled as itself, not byte by byte.
-            lengths[index] = len(token.encode())
-    return lengths
+            found[index] = token.encode()
+    return found
+
+
+def _bytes_of_characters() -> dict[str, bytes]:
+    """GPT-2's: printable characters of Latin-1 stand for themselves, those from 256 on for others.
+
+    Reference:
+        github.com/openai/gpt-2, src/encoder.py, `bytes_to_unicode`.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = sorted(set(range(256)) - set(printable))
+    characters = [*map(chr, printable), *(chr(256 + i) for i in range(len(others)))]
+    return dict(zip(characters, map(bytes, zip(printable + others)), strict=True))
+
+
+def check_exact(text: str, tokens: Sequence[int], spelled: Sequence[bytes], where: str) -> None:
+    """Raises ValueError unless the tokens of a document are its bytes, saying where they are not.
+
+    Args:
+        text: The document.
+        tokens: Its tokens, without an end token.
+        spelled: `spellings` of the tokenizer.
+        where: The document's name.
+    """
+    expected, got = text.encode(), b"".join([spelled[token] for token in tokens])
+    if got != expected:
+        pairs = enumerate(zip(expected, got, strict=False))
+        place = next((i for i, (a, b) in pairs if a != b), min(len(expected), len(got)))
+        raise ValueError(
+            f"{where}: the tokenizer does not give back the text from byte {place} on: expected "
+            f"{expected[place : place + 20]!r}, got {got[place : place + 20]!r}"
+        )

@@ -10,17 +10,21 @@ from egattn.run.lock import locked
 from egattn.run.signals import active
 
 _LOCK_NAME = ".lock"
+INSIDE = ".partial"
+"""Where a directory is filled that no other one can take the place of."""
 
 
 @contextlib.contextmanager
-def staged_directory(target: Path) -> Iterator[Path]:
+def staged_directory(target: Path, last: str = "") -> Iterator[Path]:
     """Gives an empty sibling of `target` to fill, and renames it to `target` at the end.
 
     An error or a signal removes the sibling; a killed process leaves it, under a name that nobody
-    takes for `target`, and the next run empties it.
+    takes for `target`, and the next run empties it. Where `target` is a mount point or the current
+    directory, it is filled in `.partial` inside, and the entries are moved out.
 
     Args:
         target: The directory to make, which must not exist or be empty.
+        last: The entry that is moved last, which says that all others are there.
 
     Yields:
         The directory to fill.
@@ -29,7 +33,8 @@ def staged_directory(target: Path) -> Iterator[Path]:
         OSError: The directory cannot be written, or another process is making it.
         Preempted: A signal came.
     """
-    staging = target.parent / f".{target.name}.partial"
+    stays = target.is_dir() and (target.is_mount() or target.samefile(os.curdir))
+    staging = target / INSIDE if stays else target.parent / f".{target.name}{INSIDE}"
     with locked(staging / _LOCK_NAME) as free:
         if not free:
             raise BlockingIOError(f"{target} is being prepared by another process; wait for it")
@@ -38,11 +43,21 @@ def staged_directory(target: Path) -> Iterator[Path]:
                 with active().waiting():
                     _clear(staging)
                     yield staging
-                os.replace(staging, target)
-                (target / _LOCK_NAME).unlink()
+                if stays:
+                    _move_out(staging, last)
+                else:
+                    os.replace(staging, target)
+                    (target / _LOCK_NAME).unlink()
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
+
+
+def _move_out(staging: Path, last: str) -> None:
+    entries = [path for path in staging.iterdir() if path.name != _LOCK_NAME]
+    for path in sorted(entries, key=lambda path: path.name == last):
+        os.replace(path, staging.parent / path.name)
+    shutil.rmtree(staging)
 
 
 def _clear(staging: Path) -> None:

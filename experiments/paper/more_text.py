@@ -61,9 +61,8 @@ def main(config: Config) -> Manifest:
 def _copy_installed(directory: Path) -> None:
     """The documents of the other studies."""
     directory.mkdir()
-    _, documents = open_source("python", "", ())
-    for number, document in enumerate(documents):
-        (directory / f"{number:06}.py").write_bytes(document)
+    for number, document in enumerate(open_source("python", "", ())):
+        (directory / f"{number:06}.py").write_bytes(document.text)
 
 
 def _with_validation(staged: Path, first: Path, base: Manifest) -> Manifest:

@@ -337,6 +337,7 @@ class TestTokenizer:
             (original.replace("<|endoftext|>", "<|end|>"), "expected the token <|endoftext|>"),
             (words.to_str(), "without 256 of 256 bytes"),
             (composing.to_str(), "does not give back its text"),
+            (original.replace('"dropout": null', '"dropout": 0.1'), "same tokens every time"),
             (prefixing.to_str(), "does not give back its text"),
         ]:
             (tmp_path / "tokenizer.json").write_text(content)

@@ -16,7 +16,7 @@ SUFFIXES = (".txt", ".py", ".jsonl", ".parquet")
 
 
 def documents(source: str | Path, text_field: str = "text") -> list[bytes]:
-    return list(open_source(str(source), text_field, SUFFIXES)[1])
+    return [document.text for document in open_source(str(source), text_field, SUFFIXES)]
 
 
 class TestFiles:
@@ -119,7 +119,9 @@ class TestHuggingFace:
         module.load_dataset = load_dataset  # pyright: ignore[reportAttributeAccessIssue] - a stand-in
         monkeypatch.setitem(sys.modules, "datasets", module)
         assert documents("hf:owner/name", "content") == [b"a", "é".encode()]
-        with pytest.raises(ValueError, match="hf:owner/name: expected the field 'text', got the"):
+        with pytest.raises(
+            ValueError, match="hf:owner/name row 1: expected the field 'text', got the"
+        ):
             documents("hf:owner/name")
 
     def test_without_datasets_names_the_extra(self, monkeypatch):
@@ -130,9 +132,9 @@ class TestHuggingFace:
 
 class TestPython:
     def test_gives_the_standard_library_and_the_installed_packages(self):
-        description, found = open_source("python", "text", SUFFIXES)
-        assert f"Python {sys.version_info.major}.{sys.version_info.minor}." in description
-        found = set(found)
+        source = open_source("python", "text", SUFFIXES)
+        assert f"Python {sys.version_info.major}.{sys.version_info.minor}." in source.description
+        found = {document.text for document in source}
         for module in (json, types, pytest, pyarrow):
             assert Path(str(module.__file__)).read_bytes() in found
         assert not any(b"\0" in document[:100] for document in found)

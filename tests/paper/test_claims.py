@@ -7,6 +7,7 @@ import pytest
 
 from egattn import cli
 from egattn.data import load_manifest, load_tokenizer
+from egattn.data.formats import Document
 from experiments.paper import more_text
 from experiments.paper.claims import CLAIMS, SETTINGS, Claim, claims_table, standard_error, verdict
 from experiments.paper.studies import every_training
@@ -98,7 +99,8 @@ def more(tmp_path, monkeypatch):
     words = (
         f"--source {tmp_path}/installed --vocab-size 300 --validation-fraction 0.02 --packing paper"
     )
-    monkeypatch.setattr(more_text, "open_source", lambda *_: ("python", documents[:60]))
+    found = [Document(document, "") for document in documents[:60]]
+    monkeypatch.setattr(more_text, "open_source", lambda *_: found)
     cli.prepare([str(first), *words.split()])
     return tmp_path, documents
 

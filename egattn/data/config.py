@@ -1,0 +1,80 @@
+"""What `egattn prepare` is told."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_args
+
+import tyro
+
+from egattn._spelling import unknown
+from egattn.data.manifest import Packing
+from egattn.data.tokenizer import END_OF_TEXT, MIN_VOCAB_SIZE
+
+_SUFFIXES = (
+    *(".txt", ".md", ".rst", ".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".java", ".js", ".ts"),
+    *(".go", ".rs", ".jsonl", ".parquet"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """Tokenise a corpus once, for every later training run."""
+
+    out: tyro.conf.Positional[Path] = Path("data/python")
+    """Directory to make. It appears only when complete."""
+    source: str = "python"
+    """`python`: the standard library and installed packages of this interpreter. A path: a text
+    file, a .jsonl or .parquet file, or a directory of those; text and .jsonl may be compressed
+    (.gz, .xz, .bz2, .zst). `hf:NAME`: the train split of a Hugging Face dataset (needs the extra
+    `hf`)."""
+    text_field: str = "text"
+    """Field of a .jsonl, .parquet or Hugging Face record that holds the text (CodeParrot:
+    `content`)."""
+    suffixes: tuple[str, ...] = _SUFFIXES
+    """Endings of the files to read when the source is a directory; one that a compression's
+    follows counts too."""
+    context_length: int = 128
+    """Predictions per window; a window holds one token more."""
+    packing: Packing = "concat"
+    """`concat`: documents end to end, each with its end token, cut into windows. `segments`: the
+    same windows; documents in one do not see each other, and positions restart with each.
+    `paper`: each document cut by itself, its remainder dropped, the end token with it."""
+    vocab_size: int = 8192
+    """Largest vocabulary to learn. A small corpus gives a smaller one; the manifest says which."""
+    tokenizer: Path | None = None
+    """Existing byte-level tokenizer.json with an <|endoftext|> token, instead of learning one."""
+    validation_fraction: float = 0.02
+    """Share of the documents that go to the validation split, chosen by their content. A single
+    document is cut there instead, with a gap of a window."""
+    max_bytes: int | None = None
+    """Stop after this many bytes of distinct documents."""
+
+
+def check(config: PrepareConfig) -> None:
+    """Raises ValueError unless the values make sense."""
+    if config.context_length < 1:
+        raise ValueError(f"expected context_length of at least 1, got {config.context_length}")
+    if config.vocab_size < MIN_VOCAB_SIZE:
+        raise ValueError(
+            f"expected vocab_size of at least {MIN_VOCAB_SIZE} (256 bytes and {END_OF_TEXT}), "
+            f"got {config.vocab_size}"
+        )
+    if config.packing not in get_args(Packing):
+        raise ValueError(unknown("packing", config.packing, get_args(Packing)))
+    if not 0 < config.validation_fraction < 1:
+        raise ValueError(
+            f"expected validation_fraction between 0 and 1, got {config.validation_fraction}"
+        )
+    if config.max_bytes is not None and config.max_bytes < 1:
+        raise ValueError(f"expected max_bytes of at least 1, got {config.max_bytes}")
+    if not config.suffixes or not all(suffix.startswith(".") for suffix in config.suffixes):
+        raise ValueError(f"expected suffixes such as .txt, got {' '.join(config.suffixes)!r}")
+
+
+def as_json(config: PrepareConfig) -> dict[str, Any]:
+    """Returns the config as a manifest keeps it."""
+    values = dataclasses.asdict(config)
+    values["out"] = str(config.out)
+    values["suffixes"] = list(config.suffixes)
+    values["tokenizer"] = None if config.tokenizer is None else str(config.tokenizer)
+    return values

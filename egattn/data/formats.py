@@ -1,0 +1,188 @@
+"""Documents of one file: text, JSON Lines or Parquet, compressed or not."""
+
+import bz2
+import contextlib
+import gzip
+import importlib
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from egattn._extras import import_extra
+
+
+class Document(NamedTuple):
+    """A document as it was found."""
+
+    text: bytes
+    """Its bytes; whether they are UTF-8 is for others to find out."""
+    where: str
+    """Its file, and line or row, from 1."""
+
+
+def ending(path: Path) -> str:
+    """What a file's name says that it holds: its last suffix but for that of a compression."""
+    return Path(path.stem).suffix if path.suffix in _OPEN else path.suffix
+
+
+def read_file(path: Path, text_field: str) -> Iterator[Document]:
+    """Yields the documents of a file.
+
+    Args:
+        path: The file; text unless its ending says otherwise.
+        text_field: Field that holds the text of a record.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged, a record has no text, or a needed package is not installed.
+    """
+    kind = ending(path)
+    if kind in (".jsonl", ".ndjson") or (kind == ".json" and _is_json_lines(path, text_field)):
+        yield from _read_json_lines(path, text_field)
+    elif kind == ".parquet":
+        yield from _read_parquet(path, text_field)
+    else:
+        with _opened(path) as file:
+            yield Document(file.read(), str(path))
+
+
+def text_of(record: dict[str, Any], text_field: str, where: str) -> bytes:
+    """Returns the text of a record; None is an empty one.
+
+    Raises:
+        ValueError: The field is missing or holds something else.
+    """
+    if text_field not in record:
+        raise ValueError(
+            f"{where}: expected the field {text_field!r}, got the fields {', '.join(record)}"
+        )
+    text = record[text_field]
+    if text is None:
+        return b""
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{where}: expected text in the field {text_field!r}, got {type(text).__name__}"
+        )
+    # JSON can spell half a surrogate pair, which has no UTF-8 form: let it be counted as such.
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _open_zstd(path: Path) -> Any:
+    with contextlib.suppress(ImportError):
+        return importlib.import_module("compression.zstd").open(path)
+    pyarrow = import_extra("pyarrow", "parquet", f"{path.suffix} before Python 3.14")
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+
+
+_OPEN: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".zst": _open_zstd,
+}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file's bytes, decompressed."""
+    if path.suffix not in _OPEN:
+        with path.open("rb") as file:
+            yield file
+        return
+    try:
+        with _OPEN[path.suffix](path) as file:
+            yield file
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise ValueError(f"{path} cannot be decompressed: {error}") from None
+
+
+def _is_json_lines(path: Path, text_field: str) -> bool:
+    """Whether a .json file holds a record a line; otherwise it is text.
+
+    Raises:
+        ValueError: It holds records in another way.
+    """
+    with _opened(path) as file:
+        lines = (line for line in file if line.strip())
+        first = _parsed(next(lines, b""))
+        if isinstance(first, dict):
+            return text_field in first or next(lines, None) is not None
+    if isinstance(first, list) or _starts_array(path):
+        with _opened(path) as file:
+            records = _parsed(file.read())
+        if isinstance(records, list) and records and isinstance(records[0], dict):
+            raise ValueError(
+                f"{path}: expected one JSON object a line, got an array of them; "
+                f"`jq -c '.[]'` writes lines"
+            )
+    return False
+
+
+def _starts_array(path: Path) -> bool:
+    with _opened(path) as file:
+        return file.read(64).lstrip().startswith(b"[")
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _read_json_lines(path: Path, text_field: str) -> Iterator[Document]:
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                record = json.loads(line)
+            except UnicodeDecodeError:
+                yield Document(line, where)
+                continue
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where}: expected one JSON object a line: {error}") from None
+            if not isinstance(record, dict):
+                raise ValueError(f"{where}: expected a JSON object, got {type(record).__name__}")
+            yield Document(text_of(record, text_field, where), where)
+
+
+def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
+    parquet = import_extra("pyarrow.parquet", "parquet", "this source")
+    try:
+        file = parquet.ParquetFile(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}") from None
+    names = file.schema_arrow.names
+    if text_field not in names:
+        raise ValueError(
+            f"{path}: expected the field {text_field!r}, got the fields {', '.join(names)}"
+        )
+    number = 0
+    try:
+        # Only the one column is read.
+        for batch in file.iter_batches(batch_size=256, columns=[text_field]):
+            for value in _as_bytes(batch.column(0), text_field, path):
+                number += 1
+                yield Document(value or b"", f"{path} row {number}")
+    except OSError as error:
+        raise ValueError(f"{path} after row {number}: {error}") from None
+
+
+def _as_bytes(column: Any, text_field: str, path: Path) -> list[bytes | None]:
+    """Values as they are stored: strings that are not UTF-8 raise only when they are decoded."""
+    pyarrow = import_extra("pyarrow", "parquet", "this source")
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pyarrow.types.is_null(column.type):
+        return column.to_pylist()
+    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+        raise ValueError(f"{path}: expected text in the field {text_field!r}, got {column.type}")
+    return column.cast(pyarrow.large_binary()).to_pylist()

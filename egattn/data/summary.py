@@ -1,0 +1,48 @@
+"""What a person checks at a glance once data are prepared."""
+
+from pathlib import Path
+
+from egattn.data.manifest import Manifest
+
+# Reasons and places that are shown; the manifest holds all.
+_MOST = 5
+
+
+def print_summary(out: Path, manifest: Manifest) -> None:
+    """Prints what a data directory holds, and what of the source it does not."""
+    print(f"{out}: {manifest.source}, packing {manifest.packing}")
+    for name, split in manifest.splits.items():
+        targets = split.windows * manifest.context_length
+        ends = "" if split.end_tokens is None else f" ({split.end_tokens} end tokens)"
+        print(
+            f"  {name}: {split.documents} documents{ends}, {split.windows} windows of "
+            f"{manifest.context_length + 1} tokens, "
+            f"{split.target_bytes / targets:.2f} bytes per token; "
+            f"{split.dropped_tokens} of {split.tokens} tokens dropped"
+        )
+    if manifest.split_by == "position":
+        print(
+            f"  one document, cut by position: the first {manifest.context_length + 1} tokens of "
+            f"validation are dropped as a gap"
+        )
+    if manifest.files:
+        print(f"  files: {manifest.files} read, {_skipped(manifest.skipped)}")
+    left_out = f"{manifest.duplicates} duplicates, {manifest.non_utf8} not UTF-8, "
+    left_out += f"{manifest.empty} empty"
+    if manifest.packing == "paper":
+        left_out += f", {sum(split.too_short for split in manifest.splits.values())} too short"
+    print(f"  vocabulary {manifest.vocab_size}; left out: {left_out}")
+    if manifest.non_utf8_places:
+        places, count = manifest.non_utf8_places[:_MOST], manifest.non_utf8
+        print(f"  not UTF-8: {', '.join(places)}{', ...' if count > len(places) else ''}")
+
+
+def _skipped(skipped: dict[str, int]) -> str:
+    total = sum(skipped.values())
+    if not total:
+        return "0 skipped"
+    most = sorted(skipped.items(), key=lambda item: -item[1])
+    shown = [f"{count} {reason}" for reason, count in most[:_MOST]]
+    rest = sum(count for _, count in most[_MOST:])
+    shown += [f"{rest} for other reasons"] if rest else []
+    return f"{total} skipped ({', '.join(shown)})"

@@ -1,0 +1,243 @@
+"""Every file of a source is read, or counted with the reason; what is damaged is named."""
+
+import bz2
+import dataclasses
+import gzip
+import json
+import lzma
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from egattn.data import PrepareConfig, prepare
+from egattn.data.sources import Source, open_source
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+COMPRESS = {
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": lambda content: pyarrow.compress(content, codec="zstd", asbytes=True),
+}
+LINES = b'{"text": "one"}\n{"text": "two"}\n'
+
+
+def read(source: Path, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list[bytes], Source]:
+    opened = open_source(str(source), "text", suffixes)
+    return sorted(document.text for document in opened), opened
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+class TestCounts:
+    def test_every_entry_is_read_or_skipped_with_a_reason(self, tmp_path):
+        files = {"a.txt": b"a", "b.json": b"{}", "c": b"", ".git/d.txt": b"d", "e/f.txt": b"f"}
+        write(tmp_path, files | {"e/__pycache__/g.txt": b"g", "h.JSON": b""})
+        os.mkfifo(tmp_path / "pipe.txt")
+        (tmp_path / "gone.txt").symlink_to("nowhere")
+        found, source = read(tmp_path)
+        assert found == [b"a", b"f"]
+        assert source.files_read == 2
+        assert source.skipped == {
+            "ending in .json": 1,
+            "ending in .JSON": 1,
+            "without an ending": 1,
+            "hidden": 1,
+            "directories __pycache__": 1,
+            "no regular files": 1,
+            "broken links": 1,
+        }
+
+    def test_rare_endings_are_counted_together(self, tmp_path):
+        write(tmp_path, {f"{i}.e{i}": b"" for i in range(30)} | {"a.txt": b"a"})
+        _, source = read(tmp_path)
+        assert len(source.skipped) == 11
+        assert sum(source.skipped.values()) == 30
+
+    def test_linked_directories_are_read_once_and_loops_end(self, tmp_path):
+        write(tmp_path, {"outside/a.txt": b"a", "outside/b/c.txt": b"c", "corpus/d.txt": b"d"})
+        corpus = tmp_path / "corpus"
+        (corpus / "one").symlink_to(tmp_path / "outside")
+        (corpus / "two").symlink_to(tmp_path / "outside" / "b")
+        (tmp_path / "outside" / "loop").symlink_to(corpus)
+        (tmp_path / "outside" / "b" / "self").symlink_to(".")
+        found, source = read(corpus)
+        assert found == [b"a", b"c", b"d"]
+        assert source.skipped == {"directories read already": 3}
+
+    def test_a_directory_that_cannot_be_read_is_an_error(self, tmp_path, monkeypatch):
+        write(tmp_path, {"a.txt": b"a", "closed/b.txt": b"b"})
+        scandir = os.scandir
+
+        def closed(path):
+            if str(path).endswith("closed"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", closed)
+        with pytest.raises(PermissionError, match="closed"):
+            read(tmp_path)
+
+    def test_max_bytes_leaves_files_over(self, tmp_path):
+        write(tmp_path / "corpus", {f"{i}.txt": f"{i} word ".encode() * 40 for i in range(50)})
+        manifest = prepare(
+            PrepareConfig(
+                tmp_path / "data", str(tmp_path / "corpus"), max_bytes=3000, vocab_size=300,
+                context_length=8, validation_fraction=0.3,
+            )
+        )  # fmt: skip
+        assert manifest.files + manifest.skipped["beyond max_bytes"] == 50
+        assert 0 < manifest.files < 20
+
+
+class TestCompressed:
+    @pytest.mark.parametrize("suffix", COMPRESS)
+    def test_text_and_records(self, tmp_path, suffix):
+        content = {"a.txt": b"text\n", "b.jsonl": LINES, "c.bin": b"no"}
+        write(tmp_path, {n + suffix: COMPRESS[suffix](text) for n, text in content.items()})
+        found, source = read(tmp_path)
+        assert found == [b"one", b"text\n", b"two"]
+        assert source.skipped == {f"ending in {suffix}": 1}
+
+    @pytest.mark.parametrize("suffix", COMPRESS)
+    @pytest.mark.parametrize("kind", [".txt", ".jsonl"])
+    def test_damaged_file_is_named(self, tmp_path, suffix, kind):
+        content = COMPRESS[suffix](os.urandom(3000) if kind == ".txt" else LINES * 100)
+        for damaged in (b"nothing of the kind", content[: len(content) // 2]):
+            path = tmp_path / f"a{kind}{suffix}"
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=rf"a{kind}{suffix}.*decompress") as error:
+                read(path)
+            assert "\n" not in str(error.value)
+
+
+class TestJson:
+    def test_lines_are_records_and_other_json_is_text(self, tmp_path):
+        text = b'{\n  "text": "no record"\n}\n'
+        write(tmp_path, {"a.json": LINES, "b.json": text, "c.json": b'{"name": 1}'})
+        assert read(tmp_path, (".json",))[0] == sorted([b"one", b"two", text, b'{"name": 1}'])
+
+    def test_lines_without_the_field_and_arrays_are_refused(self, tmp_path):
+        (tmp_path / "a.json").write_bytes(LINES.replace(b"text", b"body"))
+        with pytest.raises(ValueError, match=r"a\.json:1: expected the field 'text', got .* body"):
+            read(tmp_path / "a.json")
+        for array in ([{"text": "one"}], json.dumps([{"text": "one"}], indent=2)):
+            content = array if isinstance(array, str) else json.dumps(array)
+            (tmp_path / "a.json").write_text(content)
+            with pytest.raises(ValueError, match=r"a\.json: expected one JSON object a line, got"):
+                read(tmp_path / "a.json")
+
+    def test_nesting_without_end_is_named(self, tmp_path):
+        (tmp_path / "a.jsonl").write_bytes(LINES + b"[" * 200_000 + b"]" * 200_000)
+        with pytest.raises(ValueError, match=r"a\.jsonl:3: expected one JSON object a line"):
+            read(tmp_path / "a.jsonl")
+
+
+class TestNotUtf8:
+    def prepared(self, folder: Path, source: Path):
+        return prepare(
+            PrepareConfig(
+                folder / "data", str(source), vocab_size=300, context_length=8,
+                validation_fraction=0.3,
+            )
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+    def test_in_parquet_is_counted_with_file_and_row(self, tmp_path, kind, capsys):
+        texts = [f"{i} word word word".encode() for i in range(300)]
+        texts[270] = b"caf\xe9"
+        column = pyarrow.array(texts, pyarrow.large_binary()).cast(pyarrow.binary())
+        column = pyarrow.Array.from_buffers(pyarrow.string(), 300, column.buffers())
+        if kind != pyarrow.string():
+            large = pyarrow.array(texts, pyarrow.large_binary())
+            column = pyarrow.Array.from_buffers(kind, 300, large.buffers())
+        parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+        manifest = self.prepared(tmp_path, tmp_path / "a.parquet")
+        assert manifest.non_utf8 == 1
+        assert manifest.non_utf8_places == (f"{tmp_path / 'a.parquet'} row 271",)
+        assert "a.parquet row 271" in capsys.readouterr().out
+
+    def test_in_text_and_lines_too(self, tmp_path):
+        bad = {f"bad/{i}.txt": b"%d \xff" % i for i in range(20)}
+        good = {f"{i}.txt": f"{i} word word word".encode() for i in range(40)}
+        source = write(tmp_path / "corpus", bad | good)
+        manifest = self.prepared(tmp_path, source)
+        assert (manifest.non_utf8, len(manifest.non_utf8_places)) == (20, 10)
+        assert all("/bad/" in place for place in manifest.non_utf8_places)
+
+    def test_dictionaries_of_strings_are_text(self, tmp_path):
+        column = pyarrow.array(["a", "b", "a", None]).dictionary_encode()
+        parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+        assert read(tmp_path / "a.parquet")[0] == [b"", b"a", b"a", b"b"]
+        parquet.write_table(pyarrow.table({"text": [1, 2]}), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match="expected text in the field 'text', got int64"):
+            read(tmp_path / "a.parquet")
+
+
+class TestFingerprint:
+    @pytest.fixture
+    def config(self, tmp_path) -> PrepareConfig:
+        write(tmp_path / "corpus", {f"{i}.txt": f"{i} word ".encode() * 9 for i in range(40)})
+        return PrepareConfig(
+            tmp_path / "data", str(tmp_path / "corpus"), vocab_size=300, context_length=8,
+            validation_fraction=0.3,
+        )  # fmt: skip
+
+    def test_of_an_unchanged_source_is_compared(self, config, capsys):
+        manifest = prepare(config)
+        assert manifest.sources is not None
+        assert manifest.sources.files == 40
+        capsys.readouterr()
+        assert prepare(config) == manifest
+        assert "names, sizes and times of the source unchanged" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("change", ["more", "less", "size", "text", "name"])
+    def test_of_a_changed_source_is_not_up_to_date(self, config, change):
+        prepare(config)
+        path = Path(config.source, "3.txt")
+        if change == "more":
+            Path(config.source, "more.txt").write_text("more")
+        elif change == "less":
+            path.unlink()
+        elif change == "name":
+            path.rename(path.with_name("other.txt"))
+        else:
+            content = path.read_bytes()
+            path.write_bytes(content + b"x" if change == "size" else content.replace(b"w", b"W"))
+            os.utime(path, (1, 1))
+        with pytest.raises(ValueError, match=r"has changed since .* was prepared: then 40 files"):
+            prepare(config)
+
+    def test_of_the_same_text_at_another_time_is_up_to_date(self, config, capsys):
+        manifest = prepare(config)
+        for path in Path(config.source).iterdir():
+            os.utime(path, (1, 1))
+        capsys.readouterr()
+        assert prepare(config) == manifest
+        assert "the source has other times and the same text" in capsys.readouterr().out
+
+    def test_what_is_gone_is_not_compared(self, config, capsys):
+        manifest = prepare(config)
+        shutil.rmtree(config.source)
+        capsys.readouterr()
+        assert prepare(config) == manifest
+        assert "the source is not here" in capsys.readouterr().out
+
+    def test_of_a_tokenizer_that_was_replaced(self, config, tmp_path):
+        prepare(config)
+        tokenizer = tmp_path / "tokenizer.json"
+        shutil.copy(tmp_path / "data" / "tokenizer.json", tokenizer)
+        config = dataclasses.replace(config, out=tmp_path / "other", tokenizer=tokenizer)
+        prepare(config)
+        tokenizer.write_text(tokenizer.read_text() + "\n")
+        with pytest.raises(ValueError, match=r"tokenizer\.json has changed since .* was prepared"):
+            prepare(config)
