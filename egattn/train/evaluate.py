@@ -163,6 +163,8 @@ def with_data(
     run = dataclasses.replace(run, data=where)
     manifest = load_manifest(where)
     check_data(run, manifest)
+    if words := unused(run, manifest):
+        say(words, error=True)
     if run.data_sha256 not in ("", manifest.sha256):
         differ = f"{where} holds other data than {run.run} was trained on"
         if data is None or not other:
@@ -188,6 +190,18 @@ def check_data(config: TrainConfig, manifest: Manifest) -> None:
         )
     if config.tokenizer_sha256 not in ("", manifest.tokenizer_sha256):
         raise ValueError(f"{config.run} was trained with another tokenizer than {config.data} has")
+
+
+def unused(config: TrainConfig, manifest: Manifest) -> str:
+    """Says that windows are longer than the model's context; empty if they are not."""
+    length, longest = config.model.context_length, manifest.context_length
+    if length == longest:
+        return ""
+    return (
+        f"of the {longest} predictions of each window in {config.data} the first {length} are "
+        f"used, {length / longest:.0%} of the data: with `egattn prepare --context-length "
+        f"{length}` it would be all"
+    )
 
 
 def _row_quantiles(config: TrainConfig, manifest: Manifest, state: TrainState, mesh: Mesh):

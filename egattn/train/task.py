@@ -20,7 +20,7 @@ from egattn.run.lines import replaced
 from egattn.sharding import batch_shards, check_batch, make_mesh
 from egattn.train.config import TrainConfig
 from egattn.train.drawing import draw
-from egattn.train.evaluate import Evaluator, check_data
+from egattn.train.evaluate import Evaluator, check_data, unused
 from egattn.train.flops import utilisation
 from egattn.train.initialise import Report, check_origin, first_state
 from egattn.train.step import TrainState, device_batch, make_train_step, target
@@ -165,6 +165,8 @@ class _LanguageModel:
             f"({c.batch_size * c.model.context_length:,} tokens a step; "
             f"{c.accumulation} x {micro}, {micro // batch_shards(self.mesh)} per device)"
         )
+        if words := unused(c, self.manifest):
+            yield words
         yield f"data: {c.data}   run: {c.run} (metrics.jsonl, tensorboard/, checkpoints/)"
         yield from self.origin.lines() if self.origin else []
 

@@ -1,6 +1,7 @@
 """Packed documents that do not see each other: in a step, in an evaluation, in whole runs."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from egattn.train.config import PenaltyConfig
 from egattn.train.step import batch_gradient, device_batch, init_state, make_eval_step
 from tests.inspect.inspecting import run_of
 from tests.train.test_step import config, one_device
-from tests.training import EREG, numbers, records, refused
+from tests.training import EREG, TRAIN, numbers, records, refused
 from tests.training import egattn as command
 
 END = 0
@@ -125,3 +126,12 @@ def test_runs_replay_and_evaluate_as_they_trained(both, tmp_path, capsys):
     (last,) = (r for r in records(run, "validation") if r["step"] == 8)
     loss = json.loads(capsys.readouterr().out)["loss"]
     assert loss == pytest.approx(last["loss"], rel=1e-6)
+
+
+def test_windows_longer_than_the_context_are_said(both, tmp_path, capsys):
+    said = "of the 32 predictions of each window in .* the first 16 are used, 50% of the data"
+    short = f"{TRAIN} --steps 1 --model.context-length 16"
+    command(f"train {{0}} --data {{1}} {short}", tmp_path / "run", both["concat"])
+    assert re.search(said, capsys.readouterr().out)
+    command("evaluate {0}", tmp_path / "run")
+    assert re.search(said, capsys.readouterr().err)
