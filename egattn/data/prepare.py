@@ -57,16 +57,17 @@ def prepare(config: PrepareConfig) -> Manifest:
     """
     check(config)
     out = config.out.resolve()
-    leftovers = [] if not out.exists() else unfinished(out, INSIDE) if out.is_dir() else None
-    if leftovers is None:
+    if out.exists() and (not out.is_dir() or unfinished(out, INSIDE) is None):
         manifest, compared = verified(out, config)
         print(f"{config.out}: {compared}")
     else:
         source = open_source(config.source, config.text_field, config.suffixes)
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
         with staged_directory(out, last=MANIFEST_NAME) as staging, _progress() as progress:
-            for path in leftovers:
-                path.unlink()
+            if out.exists():
+                # Only now: before, another process may have been at it.
+                for path in unfinished(out, INSIDE) or ():
+                    path.unlink()
             manifest = _build(staging, config, source, tokenizer, progress)
     print_summary(config.out, manifest)
     return manifest

@@ -33,8 +33,9 @@ def staged_directory(target: Path, last: str = "") -> Iterator[Path]:
         OSError: The directory cannot be written, or another process is making it.
         Preempted: A signal came.
     """
-    stays = target.is_dir() and (target.is_mount() or target.samefile(os.curdir))
-    staging = target / INSIDE if stays else target.parent / f".{target.name}{INSIDE}"
+    inside = target / INSIDE
+    stays = target.is_dir() and (target.is_mount() or target.samefile(os.curdir) or inside.exists())
+    staging = inside if stays else target.parent / f".{target.name}{INSIDE}"
     with locked(staging / _LOCK_NAME) as free:
         if not free:
             raise BlockingIOError(f"{target} is being prepared by another process; wait for it")

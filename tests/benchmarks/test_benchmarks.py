@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import attention, attention_problem, scaling, step_time
+from benchmarks import attention, attention_problem, packing, scaling, step_time
 from egattn.attention.specs import MAIN_SPECS, SPECS
 from egattn.report import table
 
@@ -159,3 +159,12 @@ def test_quartiles_and_digits():
 def test_impossible_options_end_in_one_line(config, changes):
     with pytest.raises(SystemExit, match=r"^expected .*got [^\n]*$"):
         config(**changes)
+
+
+def test_packing_measures_where_documents_end(tmp_path):
+    config = packing.Config(tmp_path, steps=2, functions=400, samples=4, out=tmp_path)
+    rows = packing.main(config)
+    assert [row["net"] for row in rows] == ["the corpus", "paper", "concat", "segments"]
+    assert rows[1]["ends kept"] < 0.1 < 0.9 < rows[2]["ends kept"] == rows[3]["ends kept"]
+    assert all(row["mean length"] > 1 and 0 <= row["end within T"] <= 1 for row in rows)
+    assert read(tmp_path, "packing")["rows"] == rows

@@ -139,8 +139,10 @@ class TestPlace:
         prepared(tmp_path, TEXTS)
         assert (tmp_path / "data" / "manifest.json").is_file()
 
-    @pytest.mark.parametrize("moves", [0, 1, 3, 4])
-    def test_killed_among_the_moves_is_no_data_and_is_repeated(self, tmp_path, monkeypatch, moves):
+    @pytest.mark.parametrize(("moves", "later"), [(0, True), (1, False), (3, True), (4, False)])
+    def test_killed_among_the_moves_is_no_data_and_is_repeated(
+        self, tmp_path, monkeypatch, moves, later
+    ):
         (tmp_path / "data").mkdir()
         monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "data")
         replace, done = os.replace, []
@@ -157,6 +159,8 @@ class TestPlace:
             with pytest.raises(KeyboardInterrupt):
                 prepared(tmp_path, TEXTS)
         assert not (tmp_path / "data" / "manifest.json").exists()
+        # Then it may be a directory like others.
+        monkeypatch.setattr(Path, "is_mount", lambda path: later and path.name == "data")
         _, manifest = prepared(tmp_path, TEXTS)
         assert not (tmp_path / "data" / ".partial").exists()
         assert prepared(tmp_path, TEXTS)[1].sha256 == manifest.sha256
