@@ -8,8 +8,9 @@ that they give the end token at the positions of `concat`'s validation windows, 
 the length that it implies, and how many of the functions that they write end by themselves within
 the context, beside the share of real ones that are so short.
 
-Hardware: 2 CPU cores, about 10 minutes. Expected (docs/data.md): an implied length within 20 % of
-the true one with `concat` and `segments`, several times as long with `paper`.
+Hardware: 2 CPU cores, about 5 minutes where nothing else runs. Expected (docs/data.md): an implied
+length within 20 % of the true one with `concat` and `segments`, more than ten times as long with
+`paper`.
 """
 
 import ast
@@ -102,8 +103,8 @@ def end_probability(run: Path, data: Path, manifest: Manifest, apart: bool) -> f
     @jax.jit
     def probabilities(tokens):
         ids = segment_ids(tokens, manifest.end_token_id) if apart else None
-        logits = model.apply(variables, tokens, ids).logits
-        return jax.nn.softmax(logits)[..., manifest.end_token_id].mean(1)
+        output: Any = model.apply(variables, tokens, ids)
+        return jax.nn.softmax(output.logits)[..., manifest.end_token_id].mean(1)
 
     length, found = manifest.context_length, []
     for tokens, weight in evaluation_batches(data, manifest, batch_size=32, context_length=length):

@@ -3,7 +3,8 @@
     make demo        (or: python -m experiments.demo)
 
 Hardware: 2 CPU cores, about 5 minutes. Expected after 600 steps (1.2 M tokens), validation loss
-4.2 +- 0.2 for both nets, log V = 7.62 (the corpus is what is installed, so it varies).
+4.2 +- 0.2 for both nets, log V = 7.62 (the corpus is what is installed, so it varies), on windows
+cut as the paper cuts them.
 Paper: the two ends of Table 3 (SM+LN+G, EReg(SM(t)+ScFuFFN)), at 1/1700 of its tokens.
 """
 

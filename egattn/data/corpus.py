@@ -118,7 +118,13 @@ def spool_corpus(
         raise ValueError(f"expected at least one document of UTF-8 text, got none ({counts})")
     splits = {name: Spool(paths[name], *kept[name]) for name in kept}
     return Corpus(
-        splits, **left_out, seen=count, sha256=digests.hexdigest(), non_utf8_places=tuple(places)
+        splits,
+        duplicates=left_out["duplicates"],
+        non_utf8=left_out["non_utf8"],
+        empty=left_out["empty"],
+        seen=count,
+        sha256=digests.hexdigest(),
+        non_utf8_places=tuple(places),
     )
 
 

@@ -49,8 +49,12 @@ class Files:
         found = [path.stat() for path in self.paths]
         sizes = [status.st_size for status in found]
         times = [status.st_mtime_ns for status in found]
-        checksums = (_checksum(self.names, values) for values in (sizes, times))
-        return Fingerprint(len(found), sum(sizes), *checksums)
+        return Fingerprint(
+            len(found),
+            sum(sizes),
+            names_sha256=_checksum(self.names, sizes),
+            times_sha256=_checksum(self.names, times),
+        )
 
 
 def _checksum(names: list[str], values: list[int]) -> str:
