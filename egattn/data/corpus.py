@@ -11,8 +11,6 @@ from egattn.data.formats import Document
 _LENGTH_BYTES = 8
 # Places of documents that are not UTF-8 that are told.
 _MOST_PLACES = 10
-# How far from the place of a cut a line may end.
-_LINE = 10_000
 
 
 class Text(NamedTuple):
@@ -142,11 +140,11 @@ def split_by_position(corpus: Corpus, validation_fraction: float) -> Corpus:
     Args:
         corpus: A corpus of one document.
         validation_fraction: Share of the text that goes there; the cut is where a line ends, if
-            one does soon.
+            one does within the first tenth of it.
     """
     ((text, where),) = (document for spool in corpus.splits.values() for document in spool)
     place = round(len(text) * (1 - validation_fraction))
-    line = text.find("\n", place, place + _LINE)
+    line = text.find("\n", place, place + (len(text) - place) // 10)
     place = line + 1 if line >= 0 else place
     splits = {}
     for name, part in (("train", text[:place]), ("validation", text[place:])):

@@ -47,13 +47,14 @@ def verified(out: Path, config: PrepareConfig) -> tuple[Manifest, str]:
             f"choose another directory"
         )
     made = load_manifest(out, verify=False)
-    made_by, wanted = made.config, as_json(config)
+    # An option that came later was as it is by default.
+    made_by, wanted = as_json(PrepareConfig()) | made.config, as_json(config)
     # The directory may have been moved since: its own name decides nothing.
     names = sorted((wanted.keys() | made_by.keys()) - {"out"})
-    differing = [name for name in names if wanted.get(name) != made_by.get(name)]
+    differing = [name for name in names if wanted.get(name) != made_by[name]]
     if differing:
         described = ", ".join(
-            f"{name} {made_by.get(name)!r} (now {wanted.get(name)!r})" for name in differing
+            f"{name} {made_by[name]!r} (now {wanted.get(name)!r})" for name in differing
         )
         raise ValueError(f"{config.out} was prepared with {described}; choose another directory")
     compared = _compare_source(made, config) + _compare_tokenizer(made, config)

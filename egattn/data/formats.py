@@ -14,6 +14,11 @@ from typing import Any, NamedTuple
 
 from egattn._extras import import_extra
 
+try:
+    _zstd: Any = importlib.import_module("compression.zstd")
+except ImportError:  # Before Python 3.14.
+    _zstd = None
+
 
 class Document(NamedTuple):
     """A document as it was found."""
@@ -72,8 +77,8 @@ def text_of(record: dict[str, Any], text_field: str, where: str) -> bytes:
 
 
 def _open_zstd(path: Path) -> Any:
-    with contextlib.suppress(ImportError):
-        return importlib.import_module("compression.zstd").open(path)
+    if _zstd is not None:
+        return _zstd.open(path)
     pyarrow = import_extra("pyarrow", "parquet", f"{path.suffix} before Python 3.14")
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
@@ -84,6 +89,7 @@ _OPEN: dict[str, Callable[[Path], Any]] = {
     ".bz2": bz2.open,
     ".zst": _open_zstd,
 }
+_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, *([_zstd.ZstdError] if _zstd else []))
 
 
 @contextlib.contextmanager
@@ -96,7 +102,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with _OPEN[path.suffix](path) as file:
             yield file
-    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+    except _DAMAGED as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise ValueError(f"{path} cannot be decompressed: {error}") from None

@@ -97,8 +97,9 @@ class TestOneDocument:
                 split.tokens == split.windows * manifest.context_length + 1 + split.dropped_tokens
             )
 
-    def test_that_is_a_text_file(self, tmp_path):
-        (tmp_path / "one.txt").write_text("".join(TEXTS) * 20)
+    @pytest.mark.parametrize("text", ["".join(TEXTS) * 20, "one line of words " * 300 + "\n"])
+    def test_that_is_a_text_file(self, tmp_path, text):
+        (tmp_path / "one.txt").write_text(text)
         config = PrepareConfig(
             tmp_path / "data", str(tmp_path / "one.txt"), context_length=8, vocab_size=300
         )

@@ -243,6 +243,18 @@ def change_manifest(directory: Path, change) -> None:
     (directory / "manifest.json").write_text(json.dumps(values))
 
 
+def to_first_format(values: dict[str, Any]) -> None:
+    """Takes away what a manifest did not say before documents were packed."""
+    values["format_version"] = 1
+    for name in ("sources", "tokenizer_file_sha256", "files", "skipped", "split_by"):
+        del values[name]
+    del values["non_utf8_places"]
+    for holder in (values, values["config"]):
+        del holder["packing"]
+    for split in values["splits"].values():
+        del split["end_tokens"]
+
+
 class TestDamage:
     def test_flipped_bit_in_any_file_is_found(self, directory, tmp_path):
         data = copy_of(directory, tmp_path)
@@ -312,15 +324,7 @@ class TestDamage:
 
     def test_of_the_first_format_is_of_the_papers_packing(self, directory, tmp_path):
         data, before = copy_of(directory, tmp_path), load_manifest(directory)
-
-        def first(values):
-            values["format_version"] = 1
-            for holder in (values, values["config"]):
-                del holder["packing"]
-            for split in values["splits"].values():
-                del split["end_tokens"]
-
-        change_manifest(data, first)
+        change_manifest(data, to_first_format)
         manifest = load_manifest(data)
         assert (manifest.packing, manifest.config["packing"]) == ("paper", "paper")
         assert manifest.sha256 == before.sha256

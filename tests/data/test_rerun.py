@@ -13,6 +13,7 @@ import tyro
 
 from egattn.data import PrepareConfig, prepare
 from tests.data.test_prepare import config_for, write_corpus, write_jsonl
+from tests.data.test_reading import change_manifest, to_first_format
 
 
 def listing(folder: Path) -> list[str]:
@@ -48,6 +49,19 @@ class TestRerun:
         ):
             prepare(config_for(tmp_path, context_length=8, vocab_size=300))
         assert listing(tmp_path) == before
+
+    def test_of_data_of_the_first_format(self, tmp_path, capsys):
+        write_corpus(tmp_path / "corpus")
+        first = prepare(config_for(tmp_path))
+        change_manifest(tmp_path / "data", to_first_format)
+        capsys.readouterr()
+        again = prepare(config_for(tmp_path))
+        assert (again.sha256, again.packing) == (first.sha256, "paper")
+        assert "up to date, checksums verified; the source is not compared" in (
+            capsys.readouterr().out
+        )
+        with pytest.raises(ValueError, match=r"packing 'paper' \(now 'concat'\); choose another"):
+            prepare(config_for(tmp_path, packing="concat"))
 
     def test_works_after_the_directory_was_moved(self, tmp_path):
         write_corpus(tmp_path / "corpus")
