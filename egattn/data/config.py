@@ -25,14 +25,24 @@ class PrepareConfig:
     source: str = "python"
     """`python`: the standard library and installed packages of this interpreter. A path: a text
     file, a .jsonl or .parquet file, or a directory of those; text and .jsonl may be compressed
-    (.gz, .xz, .bz2, .zst). `hf:NAME`: the train split of a Hugging Face dataset (needs the extra
-    `hf`)."""
+    (.gz, .xz, .bz2, .zst). `hf:NAME`: a Hugging Face dataset (needs the extra `hf`)."""
+    hf_config: str | None = None
+    """Configuration of a Hugging Face dataset that has several."""
+    hf_split: str = "train"
+    """Split of a Hugging Face dataset."""
+    hf_revision: str | None = None
+    """Branch, tag or commit of a Hugging Face dataset; default: the newest of its main branch."""
     text_field: str = "text"
     """Field of a .jsonl, .parquet or Hugging Face record that holds the text (CodeParrot:
     `content`)."""
     suffixes: tuple[str, ...] = _SUFFIXES
     """Endings of the files to read when the source is a directory; one that a compression's
     follows counts too."""
+    include: tuple[str, ...] = ()
+    """Patterns such as 'src/*.py', of which the path of a file below the source must match one; `*`
+    matches slashes too."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of paths to leave out."""
     context_length: int = 128
     """Predictions per window; a window holds one token more."""
     packing: Packing = "concat"
@@ -75,6 +85,7 @@ def as_json(config: PrepareConfig) -> dict[str, Any]:
     """Returns the config as a manifest keeps it."""
     values = dataclasses.asdict(config)
     values["out"] = str(config.out)
-    values["suffixes"] = list(config.suffixes)
+    for name in ("suffixes", "include", "exclude"):
+        values[name] = list(values[name])
     values["tokenizer"] = None if config.tokenizer is None else str(config.tokenizer)
     return values

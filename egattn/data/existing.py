@@ -66,7 +66,7 @@ def _compare_source(made: Manifest, config: PrepareConfig) -> list[str]:
     if before is None:
         return ["the source is not compared"]
     try:
-        source = open_source(config.source, config.text_field, config.suffixes)
+        source = open_source(config)
     except FileNotFoundError:
         return ["the source is not here"]
     now = None if source.files is None else source.files.fingerprint()

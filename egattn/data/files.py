@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import fnmatch
 import hashlib
 import os
 import stat
@@ -68,7 +69,13 @@ def one_file(path: Path) -> Files:
 
 
 def files_below(
-    roots: list[Path], suffixes: tuple[str, ...], *, skip: tuple[str, ...] = (), follow: bool = True
+    roots: list[Path],
+    suffixes: tuple[str, ...],
+    *,
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
+    follow: bool = True,
 ) -> Files:
     """Lists the files below `roots`, in the order of the hashes of their relative paths.
 
@@ -79,6 +86,8 @@ def files_below(
     Args:
         roots: Directories.
         suffixes: Endings of the files to read; see `ending` for those of compressed ones.
+        include: Patterns of relative paths of which a file must match one; none: all do.
+        exclude: Patterns of relative paths of which a file must match none.
         skip: Names of directories to leave out.
         follow: Whether to enter linked directories, each once.
 
@@ -89,9 +98,10 @@ def files_below(
     found: dict[Path, str] = {}
     for root in roots:
         for path in walk.files(root):
-            reason = _reason(path, suffixes)
+            name = path.relative_to(root).as_posix()
+            reason = _reason(path, suffixes) or _unwanted(name, include, exclude)
             if reason is None:
-                found.setdefault(path, path.relative_to(root).as_posix())
+                found.setdefault(path, name)
             else:
                 walk.skipped[reason] += 1
     hashes = {path: hashlib.sha256(os.fsencode(name)).digest() for path, name in found.items()}
@@ -155,6 +165,12 @@ def _reason(path: Path, suffixes: tuple[str, ...]) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return "broken links"
     return None if stat.S_ISREG(mode) else "no regular files"
+
+
+def _unwanted(name: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> str | None:
+    if include and not any(fnmatch.fnmatchcase(name, pattern) for pattern in include):
+        return "not included"
+    return "excluded" if any(fnmatch.fnmatchcase(name, p) for p in exclude) else None
 
 
 def _summed(skipped: collections.Counter[str]) -> dict[str, int]:

@@ -61,7 +61,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         manifest, compared = verified(out, config)
         print(f"{config.out}: {compared}")
     else:
-        source = open_source(config.source, config.text_field, config.suffixes)
+        source = open_source(config)
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
         with staged_directory(out, last=MANIFEST_NAME) as staging, _progress() as progress:
             if out.exists():

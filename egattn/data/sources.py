@@ -7,6 +7,7 @@ from pathlib import Path
 
 from egattn._config import local_path
 from egattn._extras import import_extra
+from egattn.data.config import PrepareConfig
 from egattn.data.files import Files, files_below, one_file
 from egattn.data.formats import Document, read_file, text_of
 
@@ -41,13 +42,11 @@ class Source:
         return self.files.skipped | ({"beyond max_bytes": left} if left else {})
 
 
-def open_source(source: str, text_field: str, suffixes: tuple[str, ...]) -> Source:
+def open_source(config: PrepareConfig) -> Source:
     """Finds a source of text.
 
     Args:
-        source: `python`, `hf:NAME`, or the path of a file or directory.
-        text_field: Field that holds the text of a JSON, Parquet or Hugging Face record.
-        suffixes: Endings of the files to read below a directory.
+        config: Says where it is, and what of it is to be read.
 
     Returns:
         The source, of which no document has been read.
@@ -55,43 +54,72 @@ def open_source(source: str, text_field: str, suffixes: tuple[str, ...]) -> Sour
     Raises:
         FileNotFoundError: There is no such file or directory.
         OSError: A directory cannot be read.
-        ValueError: There is nothing to read in it, or a needed package is not installed.
+        ValueError: There is nothing to read in it, an option does not fit, or a needed package is
+            not installed.
     """
-    if source == "python":
-        description = (
-            f"standard library and installed packages of Python {platform.python_version()}"
-        )
-        return Source(description, _python_files(), text_field)
-    if source.startswith("hf:"):
-        name = source.removeprefix("hf:")
-        return Source(f"Hugging Face dataset {name}", _hugging_face(name, text_field), text_field)
-    path = local_path(Path(source))
+    field = config.text_field
+    if config.source == "python":
+        words = f"standard library and installed packages of Python {platform.python_version()}"
+        return Source(words, _some(_python_files(config), words, (".py",)), field)
+    if config.source.startswith("hf:"):
+        _check_no_patterns(config)
+        return Source(_described(config), _hugging_face(config), field)
+    path = local_path(Path(config.source))
     if path.is_dir():
-        files = files_below([path], suffixes)
-        if not files.paths:
-            seen = ", ".join(f"{count} {reason}" for reason, count in files.skipped.items())
-            raise ValueError(
-                f"no file in {path} ends in one of {', '.join(suffixes)}; skipped: {seen or 'none'}"
-            )
-        return Source(f"directory {path}", files, text_field)
+        patterns = {"include": config.include, "exclude": config.exclude}
+        files = _some(files_below([path], config.suffixes, **patterns), str(path), config.suffixes)
+        return Source(f"directory {path}", files, field)
     if not path.is_file():
         raise FileNotFoundError(
-            f"expected `python`, `hf:NAME` or an existing path as source, got {source!r}"
+            f"expected `python`, `hf:NAME` or an existing path as source, got {config.source!r}"
         )
-    return Source(f"file {path}", one_file(path), text_field)
+    _check_no_patterns(config)
+    return Source(f"file {path}", one_file(path), field)
 
 
-def _python_files() -> Files:
+def _some(files: Files, where: str, suffixes: tuple[str, ...]) -> Files:
+    if not files.paths:
+        seen = ", ".join(f"{count} {reason}" for reason, count in files.skipped.items())
+        raise ValueError(
+            f"no file in {where} ends in one of {', '.join(suffixes)} and is included; skipped: "
+            f"{seen or 'none'}"
+        )
+    return files
+
+
+def _check_no_patterns(config: PrepareConfig) -> None:
+    if config.include or config.exclude:
+        raise ValueError(
+            f"expected a directory as source of which include and exclude choose files, got "
+            f"{config.source!r}"
+        )
+
+
+def _python_files(config: PrepareConfig) -> Files:
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     roots = dict.fromkeys(Path(sysconfig.get_path(name)).resolve() for name in names)
     # The standard library's own site-packages may be another environment's; purelib and platlib
     # are this interpreter's.
     others = ("site-packages", "dist-packages")
-    return files_below(list(roots), (".py",), skip=others, follow=False)
+    patterns = {"include": config.include, "exclude": config.exclude}
+    return files_below(list(roots), (".py",), skip=others, follow=False, **patterns)
 
 
-def _hugging_face(name: str, text_field: str) -> Iterator[Document]:
+def _described(config: PrepareConfig) -> str:
+    words = [f"Hugging Face dataset {config.source.removeprefix('hf:')}"]
+    words += [f"configuration {config.hf_config}"] if config.hf_config else []
+    words += [f"revision {config.hf_revision}"] if config.hf_revision else []
+    return ", ".join([*words, f"split {config.hf_split}"])
+
+
+def _hugging_face(config: PrepareConfig) -> Iterator[Document]:
     datasets = import_extra("datasets", "hf", "this source")
-    records = datasets.load_dataset(name, split="train", streaming=True)
-    places = ((f"hf:{name} row {number}", record) for number, record in enumerate(records, 1))
-    return (Document(text_of(record, text_field, where), where) for where, record in places)
+    records = datasets.load_dataset(
+        config.source.removeprefix("hf:"),
+        config.hf_config,
+        split=config.hf_split,
+        revision=config.hf_revision,
+        streaming=True,
+    )
+    places = ((f"{config.source} row {number}", record) for number, record in enumerate(records, 1))
+    return (Document(text_of(record, config.text_field, where), where) for where, record in places)

@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 
 from egattn import cli
-from egattn.data import Manifest, load_manifest
+from egattn.data import Manifest, PrepareConfig, load_manifest
 from egattn.data.sources import open_source
 from experiments.paper.run import Config as RunConfig
 
@@ -61,7 +61,7 @@ def main(config: Config) -> Manifest:
 def _copy_installed(directory: Path) -> None:
     """The documents of the other studies."""
     directory.mkdir()
-    for number, document in enumerate(open_source("python", "", ())):
+    for number, document in enumerate(open_source(PrepareConfig())):
         (directory / f"{number:06}.py").write_bytes(document.text)
 
 

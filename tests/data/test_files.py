@@ -27,7 +27,7 @@ LINES = b'{"text": "one"}\n{"text": "two"}\n'
 
 
 def read(source: Path, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list[bytes], Source]:
-    opened = open_source(str(source), "text", suffixes)
+    opened = open_source(PrepareConfig(source=str(source), suffixes=suffixes))
     return sorted(document.text for document in opened), opened
 
 
@@ -56,6 +56,22 @@ class TestCounts:
             "no regular files": 1,
             "broken links": 1,
         }
+
+    def test_patterns_choose_files_by_their_paths(self, tmp_path):
+        names = ("src/a.txt", "src/deep/b.txt", "src/deep/c_test.txt", "old/d.txt", "e.txt")
+        write(tmp_path, {name: name.encode() for name in names})
+        config = PrepareConfig(source=str(tmp_path), suffixes=SUFFIXES, include=("src/*", "e.*"))
+        for exclude, left, skipped in [
+            ((), names[:3] + names[4:], {"not included": 1}),
+            (("*_test.txt",), ("e.txt", *names[:2]), {"not included": 1, "excluded": 1}),
+        ]:
+            source = open_source(dataclasses.replace(config, exclude=exclude))
+            assert sorted(document.text.decode() for document in source) == sorted(left)
+            assert source.skipped == skipped
+        with pytest.raises(ValueError, match=r"no file in .* is included; skipped: 5 not included"):
+            open_source(dataclasses.replace(config, include=("*.py",)))
+        with pytest.raises(ValueError, match=r"expected a directory as source .*e\.txt"):
+            open_source(dataclasses.replace(config, source=str(tmp_path / "e.txt")))
 
     def test_rare_endings_are_counted_together(self, tmp_path):
         write(tmp_path, {f"{i}.e{i}": b"" for i in range(30)} | {"a.txt": b"a"})

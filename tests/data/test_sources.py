@@ -10,13 +10,15 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from egattn.data import PrepareConfig
 from egattn.data.sources import open_source
 
 SUFFIXES = (".txt", ".py", ".jsonl", ".parquet")
 
 
 def documents(source: str | Path, text_field: str = "text") -> list[bytes]:
-    return [document.text for document in open_source(str(source), text_field, SUFFIXES)]
+    config = PrepareConfig(source=str(source), text_field=text_field, suffixes=SUFFIXES)
+    return [document.text for document in open_source(config)]
 
 
 class TestFiles:
@@ -109,9 +111,11 @@ class TestParquet:
 
 
 class TestHuggingFace:
-    def test_streams_the_train_split(self, monkeypatch):
-        def load_dataset(name, *, split, streaming):
-            assert (name, split, streaming) == ("owner/name", "train", True)
+    def test_streams_the_split_and_revision_asked_for(self, monkeypatch):
+        asked = []
+
+        def load_dataset(name, configuration, *, split, revision, streaming):
+            asked.append((name, configuration, split, revision, streaming))
             return iter([{"content": "a"}, {"content": "é"}])
 
         module = types.ModuleType("datasets")
@@ -123,16 +127,22 @@ class TestHuggingFace:
             ValueError, match="hf:owner/name row 1: expected the field 'text', got the"
         ):
             documents("hf:owner/name")
+        options = {"hf_config": "raw", "hf_split": "test", "hf_revision": "v2"}
+        source = open_source(PrepareConfig(source="hf:owner/name", **options))
+        described = "Hugging Face dataset owner/name, configuration raw, revision v2, split test"
+        assert source.description == described
+        assert asked[0] == ("owner/name", None, "train", None, True)
+        assert asked[-1] == ("owner/name", "raw", "test", "v2", True)
 
     def test_without_datasets_names_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", None)
         with pytest.raises(ValueError, match=r"needs datasets.*pip install 'egattn\[hf\]'"):
-            open_source("hf:owner/name", "text", SUFFIXES)
+            open_source(PrepareConfig(source="hf:owner/name"))
 
 
 class TestPython:
     def test_gives_the_standard_library_and_the_installed_packages(self):
-        source = open_source("python", "text", SUFFIXES)
+        source = open_source(PrepareConfig())
         assert f"Python {sys.version_info.major}.{sys.version_info.minor}." in source.description
         found = {document.text for document in source}
         for module in (json, types, pytest, pyarrow):
