@@ -24,8 +24,7 @@ import numpy as np
 import tyro
 from tokenizers import Tokenizer
 
-from egattn.data import evaluation_batches, load_manifest, load_tokenizer
-from egattn.data.manifest import TOKENIZER_NAME
+from egattn.data import evaluation_batches, load_manifest, load_tokenizer_of
 from egattn.generate import BeamSearch, JointNucleus, Sampling, generate, prepare
 from egattn.model import Decoder
 from egattn.report.table import digits, write_table
@@ -166,7 +165,7 @@ def main(config: Config) -> None:
     """Compares and prints a table."""
     run = TrainConfig.read(config.run)
     data = config.data or run.data
-    tokenizer = load_tokenizer(data / TOKENIZER_NAME)
+    tokenizer, _ = load_tokenizer_of(data)
     _, variables = load_variables(run.run)
     # Float32: the same result on any machine.
     decoder = Decoder(dataclasses.replace(run.model, dtype="float32"))

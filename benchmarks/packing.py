@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 
 from egattn import cli
-from egattn.data import Manifest, Packing, evaluation_batches, load_manifest, load_tokenizer
+from egattn.data import Manifest, Packing, evaluation_batches, load_manifest, load_tokenizer_of
 from egattn.data.manifest import TOKENIZER_NAME
 from egattn.generate import Sampling, generate, prepare
 from egattn.model import Decoder
@@ -130,7 +130,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     """Trains, measures and prints a table."""
     data = {packing: prepared(config, packing) for packing in config.packings}
     unit = data["concat"]
-    whole, tokenizer = load_manifest(unit), load_tokenizer(unit / TOKENIZER_NAME)
+    whole, tokenizer = load_manifest(unit), load_tokenizer_of(unit)[0]
     texts = [json.loads(line)["text"] for line in (config.root / "functions.jsonl").open()]
     lengths = np.array([len(tokenizer.encode(text).ids) + 1 for text in texts])
     prompt = tokenizer.encode("def").ids

@@ -16,7 +16,7 @@ from egattn._config import parse, to_json
 from egattn.convert import gpt2
 from egattn.convert.weights import DTYPES, SINGLE, Weights, read_json, write
 from egattn.data.manifest import TOKENIZER_NAME, sha256_file
-from egattn.data.tokenizer import END_OF_TEXT, end_token_id, load_tokenizer, tokenizer_sha256
+from egattn.data.tokenizer import load_tokenizer, load_tokenizer_of, tokenizer_sha256
 from egattn.model import DecoderConfig
 from egattn.model.layers import shapes, stack, unstack
 from egattn.model.linear import SPECTRAL
@@ -202,7 +202,8 @@ def _to_hugging_face(config: ConvertConfig) -> list[str]:
         notes.append(f"left out, for the network does not read them: {', '.join(unused)}")
     text, tensors = _as_it_came(config.source / ORIGIN, trained.model, scaling, tensors)
     if text is None:
-        end = _end_token(trained.data / TOKENIZER_NAME) if TOKENIZER_NAME in files else None
+        present = TOKENIZER_NAME in files and (trained.data / TOKENIZER_NAME).is_file()
+        end = load_tokenizer_of(trained.data)[1] if present else None
         text = _json(gpt2.write_config(trained.model, scaling, end))
     _write(config.target, files | {"config.json": text}, tensors, "pt")
     return [head, "transformers loads it as GPT2LMHeadModel", *notes]
@@ -237,17 +238,14 @@ def _companions(directory: Path, trained: TrainConfig) -> tuple[dict[str, bytes]
         return {name: (origin / name).read_bytes() for name in present}, []
     if not tokenizer.is_file() or sha256_file(tokenizer) != trained.tokenizer_sha256:
         return {}, [f"no {TOKENIZER_NAME}: the run's data are not in {trained.data}"]
-    about = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    own, end = load_tokenizer_of(trained.data)
+    about = dict.fromkeys(("bos_token", "eos_token", "unk_token"), own.id_to_token(end))
     about |= {"tokenizer_class": "PreTrainedTokenizerFast"}
     settings: dict[str, Any] = about | {"model_max_length": trained.model.context_length}
     return {
         TOKENIZER_NAME: tokenizer.read_bytes(),
         "tokenizer_config.json": _json(settings),
     }, []
-
-
-def _end_token(tokenizer: Path) -> int | None:
-    return end_token_id(load_tokenizer(tokenizer)) if tokenizer.is_file() else None
 
 
 def _json(values: dict[str, Any]) -> bytes:

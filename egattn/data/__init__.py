@@ -11,7 +11,7 @@ from egattn.data.manifest import (
     token_bytes,
 )
 from egattn.data.prepare import prepare
-from egattn.data.tokenizer import END_OF_TEXT, load_tokenizer
+from egattn.data.tokenizer import END_OF_TEXT, load_tokenizer, load_tokenizer_of
 from egattn.data.windows import batches, evaluation_batches, windows_of_batch
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "evaluation_batches",
     "load_manifest",
     "load_tokenizer",
+    "load_tokenizer_of",
     "prepare",
     "token_bytes",
     "windows_of_batch",

@@ -52,7 +52,9 @@ class PrepareConfig:
     vocab_size: int = 8192
     """Largest vocabulary to learn. A small corpus gives a smaller one; the manifest says which."""
     tokenizer: Path | None = None
-    """Existing byte-level tokenizer.json with an <|endoftext|> token, instead of learning one."""
+    """Existing byte-level tokenizer.json, instead of learning one."""
+    end_token: str = END_OF_TEXT
+    """Special token that ends documents, of the existing tokenizer or the one to learn."""
     validation_fraction: float = 0.02
     """Share of the documents that go to the validation split, chosen by their content. A single
     document is cut there instead, with a gap of a window."""
@@ -66,9 +68,11 @@ def check(config: PrepareConfig) -> None:
         raise ValueError(f"expected context_length of at least 1, got {config.context_length}")
     if config.vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(
-            f"expected vocab_size of at least {MIN_VOCAB_SIZE} (256 bytes and {END_OF_TEXT}), "
+            f"expected vocab_size of at least {MIN_VOCAB_SIZE} (256 bytes and the end token), "
             f"got {config.vocab_size}"
         )
+    if not config.end_token:
+        raise ValueError("expected the name of an end token, got ''")
     if config.packing not in get_args(Packing):
         raise ValueError(unknown("packing", config.packing, get_args(Packing)))
     if not 0 < config.validation_fraction < 1:

@@ -154,7 +154,7 @@ def load_manifest(directory: Path, *, verify: bool = True) -> Manifest:
         raise FileNotFoundError(
             f"no {MANIFEST_NAME} in {directory}: run `egattn prepare {directory}` first"
         )
-    manifest = _parse_manifest(path)
+    manifest = read_manifest(directory)
     _check_sha256(directory / TOKENIZER_NAME, manifest.tokenizer_sha256)
     _check_sha256(directory / TOKEN_BYTES_NAME, manifest.token_bytes_sha256)
     for split in manifest.splits.values():
@@ -192,7 +192,9 @@ def _check_sha256(path: Path, expected: str) -> None:
         )
 
 
-def _parse_manifest(path: Path) -> Manifest:
+def read_manifest(directory: Path) -> Manifest:
+    """Reads a manifest that is there; whether the files are as it says is not checked."""
+    path = directory / MANIFEST_NAME
     values = parse_json(path.read_bytes(), str(path))
     version = values.get("format_version") if isinstance(values, dict) else None
     if version not in (1, FORMAT_VERSION):

@@ -62,7 +62,8 @@ def prepare(config: PrepareConfig) -> Manifest:
         print(f"{config.out}: {compared}")
     else:
         source = open_source(config)
-        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
+        given = config.tokenizer
+        tokenizer = load_tokenizer(given, config.end_token) if given else None
         with staged_directory(out, last=MANIFEST_NAME) as staging, _progress() as progress:
             if out.exists():
                 # Only now: before, another process may have been at it.
@@ -98,7 +99,8 @@ def _build(
         _check_not_empty(f"{name} document", spool.documents, source.description, config)
     if tokenizer is None:
         _bar(progress, "learning the tokenizer", None)
-        tokenizer = train_tokenizer(_sample(corpus.splits["train"]), config.vocab_size)
+        texts = _sample(corpus.splits["train"])
+        tokenizer = train_tokenizer(texts, config.vocab_size, config.end_token)
     splits = _write(directory, config, corpus, tokenizer, progress)
     for name, spool in corpus.splits.items():
         _check_not_empty(f"{name} window", splits[name].windows, source.description, config)
@@ -123,6 +125,7 @@ def _write(
             directory,
             name,
             tokenizer=tokenizer,
+            end=end_token_id(tokenizer, config.end_token),
             context_length=config.context_length,
             packing=config.packing,
             gap=gap if name == "validation" else 0,
@@ -149,7 +152,7 @@ def _manifest(
         context_length=config.context_length,
         vocab_size=vocab_size,
         dtype=_dtype(vocab_size),
-        end_token_id=end_token_id(tokenizer),
+        end_token_id=end_token_id(tokenizer, config.end_token),
         tokenizer_sha256=sha256_file(directory / TOKENIZER_NAME),
         token_bytes_sha256=sha256_file(directory / TOKEN_BYTES_NAME),
         sources=None,

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from egattn.data.corpus import Text
 from egattn.data.manifest import Packing, ShardManifest, SplitManifest, sha256_file
-from egattn.data.tokenizer import check_exact, end_token_id, spellings
+from egattn.data.tokenizer import check_exact, spellings
 
 # Small enough to be copied and checked file by file, large enough that a billion tokens make tens.
 SHARD_BYTES = 64 * 2**20
@@ -75,6 +75,7 @@ def write_split(
     split: str,
     *,
     tokenizer: Tokenizer,
+    end: int,
     context_length: int,
     packing: Packing,
     gap: int,
@@ -93,6 +94,7 @@ def write_split(
         directory: Where the files go.
         split: Name of the split, which begins the names of the files.
         tokenizer: Encodes the documents.
+        end: Token that ends each.
         context_length: Predictions per window.
         packing: How documents become windows.
         gap: Tokens to drop from the start of the first document.
@@ -106,13 +108,12 @@ def write_split(
         OSError: A file cannot be written.
         ValueError: The tokenizer loses text: names the document and the place.
     """
-    end = end_token_id(tokenizer)
     stored = np.dtype(dtype).newbyteorder("<")
     writer = _ShardWriter(directory, split, (context_length + 1) * stored.itemsize)
     spelled = spellings(tokenizer)
     cut = _Cut(context_length, packing, end, np.array([len(spelling) for spelling in spelled]), gap)
     for batch in _in_batches(documents):
-        tokens = [[*ids, end] for ids in _encode(batch, tokenizer, end, spelled)]
+        tokens = [[*ids, end] for ids in _encode(batch, tokenizer, spelled)]
         for windows in cut.windows([np.array(ids, np.int64) for ids in tokens]):
             for window in windows.astype(stored):
                 writer.write(window.tobytes())
@@ -120,18 +121,13 @@ def write_split(
     return SplitManifest(**cut.counts(), shards=writer.finish())
 
 
-def _encode(
-    batch: list[Text], tokenizer: Tokenizer, end: int, spelled: list[bytes]
-) -> Iterator[list[int]]:
-    """Yields the tokens of each document, of which no byte is lost and none is an end token."""
+def _encode(batch: list[Text], tokenizer: Tokenizer, spelled: list[bytes]) -> Iterator[list[int]]:
+    """Yields the tokens of each document: all of its bytes, so no end token, which has none."""
     # "Fast" leaves out each token's place in the text, which nothing here reads.
     encodings = tokenizer.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
     for (text, where), encoding in zip(batch, encodings, strict=True):
-        ids = encoding.ids
-        check_exact(text, ids, spelled, where)
-        if end in ids:
-            raise ValueError(f"{where}: the tokenizer gives its end token for text")
-        yield ids
+        check_exact(text, encoding.ids, spelled, where)
+        yield encoding.ids
 
 
 class _Cut:

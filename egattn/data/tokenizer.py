@@ -2,30 +2,33 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from egattn.data.manifest import MANIFEST_NAME, TOKENIZER_NAME, read_manifest
 
 END_OF_TEXT = "<|endoftext|>"
 # The 256 bytes and the end token.
 MIN_VOCAB_SIZE = 257
 
-# Every UTF-8 length, white space of several kinds, decomposed accents, and the end token's text.
-_PROBE = "def f(x):\n\treturn  x\r\n é e\u0301 π 中文 🙂 " + END_OF_TEXT + "\x00\x7f"
 
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, end_token: str = END_OF_TEXT
+) -> Tokenizer:
     """Trains a byte-level BPE tokenizer.
 
     Args:
         texts: Documents to learn from.
         vocab_size: Largest size of the vocabulary, at least 257. A pair of tokens must occur twice
             to be merged, so that a small corpus gives a smaller vocabulary.
+        end_token: The token that ends documents.
 
     Returns:
-        The tokenizer; `<|endoftext|>` has id 0.
+        The tokenizer; its end token has id 0.
     """
     tokenizer = Tokenizer(models.BPE())
     # Ignored: the stubs of tokenizers lack the setters.
@@ -35,7 +38,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[end_token],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -44,11 +47,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, end_token: str | None = END_OF_TEXT) -> Tokenizer:
     """Loads a `tokenizer.json` and checks that it is byte-level.
 
     Args:
         path: The file.
+        end_token: Special token that it must have; None: whether it has one is known elsewhere.
 
     Returns:
         The tokenizer, without truncation and padding, which would lose or add tokens, and with
@@ -56,8 +60,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no tokenizer, has no `<|endoftext|>`, leaves out merges at random, or does
-            not give back every byte of a text.
+        ValueError: It is no tokenizer, lacks the end token, leaves out merges at random, adds a
+            space to texts, or is not byte-level.
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a tokenizer.json, got no file at {path}")
@@ -69,37 +73,69 @@ def load_tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     try:
-        end_token_id(tokenizer)
+        if end_token is not None:
+            end_token_id(tokenizer, end_token)
+        _check_bytes(tokenizer)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    dropout = json.loads(tokenizer.to_str())["model"].get("dropout")
-    if dropout:
+    return tokenizer
+
+
+def _check_bytes(tokenizer: Tokenizer) -> None:
+    """Raises ValueError for what shows in a tokenizer itself; `check_exact` sees the rest."""
+    parts = json.loads(tokenizer.to_str())
+    if parts["model"].get("dropout"):
         raise ValueError(
-            f"{path}: expected a tokenizer that gives a text the same tokens every time, got "
-            f"dropout {dropout}"
+            f"expected a tokenizer that gives a text the same tokens every time, got dropout "
+            f"{parts['model']['dropout']}"
         )
     missing = set(pre_tokenizers.ByteLevel.alphabet()) - set(tokenizer.get_vocab())
     if missing:
         raise ValueError(
-            f"{path}: expected a byte-level tokenizer, got one without {len(missing)} of 256 bytes"
+            f"expected a byte-level tokenizer, got one without {len(missing)} of 256 bytes"
         )
-    ids = tokenizer.encode(_PROBE, add_special_tokens=False).ids
-    if tokenizer.decode(ids, skip_special_tokens=False) != _PROBE:
+    if not list(_byte_levels(parts["decoder"])):
+        raise ValueError("expected a byte-level tokenizer, got one without a ByteLevel decoder")
+    if any(part["add_prefix_space"] for part in _byte_levels(parts["pre_tokenizer"])):
         raise ValueError(
-            f"{path}: expected a byte-level tokenizer, got one that does not give back its text"
+            "expected a tokenizer that leaves texts as they are, got one that puts a space before "
+            'them: "add_prefix_space": false in its pre_tokenizer ends that'
         )
-    if bytes_of_tokens(tokenizer)[ids].sum() != len(_PROBE.encode()):
-        raise ValueError(
-            f"{path}: expected a byte-level tokenizer, got tokens whose bytes do not add up"
-        )
-    return tokenizer
 
 
-def end_token_id(tokenizer: Tokenizer) -> int:
-    """Returns the id of `<|endoftext|>`; raises ValueError where a tokenizer has none."""
-    index = tokenizer.token_to_id(END_OF_TEXT)
-    if index is None:
-        raise ValueError(f"expected the token {END_OF_TEXT}, got a vocabulary without it")
+def _byte_levels(part: Any) -> Iterator[dict[str, Any]]:
+    """The ByteLevel parts among those of a pre-tokenizer or decoder."""
+    if isinstance(part, dict) and part["type"] == "ByteLevel":
+        yield part
+    elif isinstance(part, dict) and part["type"] == "Sequence":
+        for other in part.get("pretokenizers") or part.get("decoders") or ():
+            yield from _byte_levels(other)
+
+
+def load_tokenizer_of(directory: Path) -> tuple[Tokenizer, int]:
+    """Loads the tokenizer of a directory, and says which token ends documents.
+
+    Args:
+        directory: Prepared data, or another directory with a tokenizer.json, whose documents end
+            with `<|endoftext|>`.
+    """
+    path = directory / TOKENIZER_NAME
+    if not (directory / MANIFEST_NAME).is_file():
+        tokenizer = load_tokenizer(path)
+        return tokenizer, end_token_id(tokenizer)
+    return load_tokenizer(path, end_token=None), read_manifest(directory).end_token_id
+
+
+def end_token_id(tokenizer: Tokenizer, end_token: str = END_OF_TEXT) -> int:
+    """Returns the id of a special token; raises ValueError where a tokenizer has none such."""
+    added = tokenizer.get_added_tokens_decoder()
+    index = tokenizer.token_to_id(end_token)
+    if index is None or index not in added or not added[index].special:
+        special = " ".join(token.content for token in added.values() if token.special)
+        raise ValueError(
+            f"expected the special token {end_token} at the end of documents, got a vocabulary "
+            f"with {special or 'no special token'}; --end-token names another one"
+        )
     return index
 
 

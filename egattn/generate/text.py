@@ -14,9 +14,9 @@ from jaxtyping import Array, Int
 from tokenizers import Tokenizer
 
 from egattn.convert.convert import ORIGIN
-from egattn.data import load_tokenizer
+from egattn.data import load_tokenizer_of
 from egattn.data.manifest import TOKENIZER_NAME, sha256_file
-from egattn.data.tokenizer import end_token_id, tokenizer_sha256
+from egattn.data.tokenizer import tokenizer_sha256
 from egattn.generate.config import BeamSearch, Final, JointNucleus, Mode, Sampling
 from egattn.generate.generate import Beyond, Generated, Method, generate
 from egattn.model import Decoder
@@ -135,13 +135,12 @@ def generate_text(config: GenerateConfig) -> None:
       ValueError: If a prompt is empty or too long, or an option is out of range.
     """
     trained = TrainConfig.read(config.run)
-    tokenizer = _tokenizer(config, trained)
+    tokenizer, end = _tokenizer(config, trained)
     if tokenizer.get_vocab_size() > trained.model.vocab_size:
         raise ValueError(
             f"expected a tokenizer of at most {trained.model.vocab_size} tokens, as {config.run} "
             f"has, got {tokenizer.get_vocab_size()}"
         )
-    end = end_token_id(tokenizer)
     prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in config.prompts]
     _, variables = load_variables(trained.run, config.step)
     streams = len(prompts) == 1 and config.method == "sample" and config.num_samples == 1
@@ -174,15 +173,15 @@ def generate_text(config: GenerateConfig) -> None:
         _print_report(tokenizer, made)
 
 
-def _tokenizer(config: GenerateConfig, trained: TrainConfig) -> Tokenizer:
-    """The one given, the training data's, or the one that a converted run brought along."""
+def _tokenizer(config: GenerateConfig, trained: TrainConfig) -> tuple[Tokenizer, int]:
+    """The one given, the training data's, or that of a converted run's origin; its end token."""
     directories = [trained.data, config.run / ORIGIN] if config.data is None else [config.data]
     paths = [directory / TOKENIZER_NAME for directory in directories]
     present = [path for path in paths if path.is_file()]
     for path in present:
-        tokenizer = load_tokenizer(path)
+        tokenizer, end = load_tokenizer_of(path.parent)
         if trained.tokenizer_sha256 in ("", sha256_file(path), tokenizer_sha256(tokenizer)):
-            return tokenizer
+            return tokenizer, end
     if not present:
         where = f"{paths[0]} ({Path.cwd()})"
         raise FileNotFoundError(

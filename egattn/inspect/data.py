@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from egattn.data import Manifest, evaluation_batches, load_manifest, load_tokenizer
-from egattn.data.manifest import TOKENIZER_NAME
+from egattn.data import Manifest, evaluation_batches, load_manifest, load_tokenizer_of
 from egattn.inspect.found import DataFound, Sample, SplitFound
 
 
@@ -68,6 +67,6 @@ def _sample(path: Path, manifest: Manifest) -> Sample | None:
     except (RuntimeError, IndexError) as error:
         # The reader's errors where a shard has the right size and the wrong content.
         raise ValueError(f"the first window of {path} cannot be read: {error}") from None
-    tokenizer = load_tokenizer(path / TOKENIZER_NAME)
+    tokenizer, _ = load_tokenizer_of(path)
     text = tokenizer.decode(tokens[0].tolist(), skip_special_tokens=False)
     return Sample(name, 0, text)

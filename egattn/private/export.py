@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import tyro
 
-from egattn.data import Manifest, evaluation_batches, load_tokenizer
-from egattn.data.manifest import TOKENIZER_NAME
+from egattn.data import Manifest, evaluation_batches, load_tokenizer_of
 from egattn.model import Decoder
 from egattn.private.artifact import (
     Input,
@@ -134,13 +133,13 @@ def _prompts(
     config: ExportConfig, trained: TrainConfig, manifest: Manifest, windows: np.ndarray
 ) -> tuple[np.ndarray, list[int], list[str]]:
     """Tokens [cases, T], how many of each row are the prompt, and all tokens as text."""
-    tokenizer = load_tokenizer(trained.data / TOKENIZER_NAME)
+    tokenizer, end = load_tokenizer_of(trained.data)
     vocabulary = [
         tokenizer.decode([i], skip_special_tokens=False) for i in range(manifest.vocab_size)
     ]
     length = windows.shape[1]
     if config.prompts:
-        return *_encode(tokenizer, config.prompts, length, manifest.end_token_id), vocabulary
+        return *_encode(tokenizer, config.prompts, length, end), vocabulary
     return windows, [length] * len(windows), vocabulary
 
 

@@ -61,12 +61,13 @@ class TestExact:
             prepared(tmp_path, ["a <tag> b", *TEXTS], tokenizer=tmp_path / "tokenizer.json")
 
     def test_an_end_token_that_text_can_give(self, tmp_path):
-        tokenizer = json.loads(train_tokenizer(TEXTS, 300).to_str())
-        tokenizer["added_tokens"][0]["special"] = False
+        tokenizer = json.loads(train_tokenizer(["lines " * 9] * 9, 300).to_str())
+        # What merging "l" and "i" gives.
+        index = tokenizer["model"]["vocab"]["li"]
+        tokenizer["added_tokens"][0] |= {"id": index, "content": "li"}
         (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-        texts = ["<|endoftext|> as text", *TEXTS]
-        with pytest.raises(ValueError, match=r"gives its end token for text|does not give back"):
-            prepared(tmp_path, texts, tokenizer=tmp_path / "tokenizer.json")
+        with pytest.raises(ValueError, match=r"corpus\.jsonl:1: the tokenizer does not give back"):
+            prepared(tmp_path, TEXTS, tokenizer=tmp_path / "tokenizer.json", end_token="li")
 
 
 class TestOneDocument:

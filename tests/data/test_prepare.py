@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from egattn.data import Manifest, PrepareConfig, load_tokenizer, prepare, shards, token_bytes
+from egattn.data import (
+    Manifest,
+    PrepareConfig,
+    load_tokenizer,
+    load_tokenizer_of,
+    prepare,
+    shards,
+    token_bytes,
+)
 
 CONTEXT = 16
 WORDS = [
@@ -295,6 +303,21 @@ class TestTokenizer:
         assert again.vocab_size == manifest.vocab_size
         assert again.splits == manifest.splits
 
+    def test_end_token_of_another_name(self, tmp_path):
+        write_corpus(tmp_path / "corpus")
+        options: dict[str, Any] = {"packing": "concat", "end_token": "<eos>"}
+        manifest = prepare(config_for(tmp_path, **options))
+        path = tmp_path / "data" / "tokenizer.json"
+        again = prepare(config_for(tmp_path, out=tmp_path / "again", tokenizer=path, **options))
+        assert again.splits == manifest.splits
+        assert load_tokenizer(path, "<eos>").token_to_id("<|endoftext|>") is None
+        for directory in (tmp_path / "data", tmp_path / "again"):
+            assert load_tokenizer_of(directory)[1] == manifest.end_token_id
+        # Without a manifest nothing says which token it is.
+        (tmp_path / "data" / "manifest.json").unlink()
+        with pytest.raises(ValueError, match=r"expected the special token <\|endoftext\|> .*<eos>"):
+            load_tokenizer_of(tmp_path / "data")
+
     def test_large_vocabulary_is_stored_in_32_bits(self, prepared, tmp_path):
         directory, _, _ = prepared
         existing = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -325,20 +348,23 @@ class TestTokenizer:
         (tmp_path / "corpus" / "a.txt").write_text("text")
         original = (prepared[0] / "tokenizer.json").read_text()
         words = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "[UNK]": 1}, unk_token="[UNK]"))
-        composing = Tokenizer.from_str(original)
-        # Ignored: the stubs of tokenizers lack the setter.
-        # The library's types have no setters for these.
-        composing.normalizer = normalizers.NFC()  # pyright: ignore[reportAttributeAccessIssue]
+        words.add_special_tokens(["<|endoftext|>"])
         prefixing = Tokenizer.from_str(original)
         # Ignored: the stubs of tokenizers lack the setter.
         prefixing.pre_tokenizer = pre_tokenizers.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+        split = Tokenizer.from_str(original)
+        # As above.
+        split.pre_tokenizer = pre_tokenizers.Sequence([prefixing.pre_tokenizer])  # pyright: ignore[reportAttributeAccessIssue]
+        ordinary = original.replace('"special": true', '"special": false')
         for content, message in [
             ("{}", "is not a tokenizer"),
-            (original.replace("<|endoftext|>", "<|end|>"), "expected the token <|endoftext|>"),
+            (original.replace("<|endoftext|>", "<|end|>"), "vocabulary with <|end|>; --end-token"),
+            (ordinary, "expected the special token <|endoftext|> .* with no special token"),
             (words.to_str(), "without 256 of 256 bytes"),
-            (composing.to_str(), "does not give back its text"),
             (original.replace('"dropout": null', '"dropout": 0.1'), "same tokens every time"),
-            (prefixing.to_str(), "does not give back its text"),
+            (prefixing.to_str(), "puts a space before them"),
+            (split.to_str(), "puts a space before them"),
+            (json.dumps(json.loads(original) | {"decoder": None}), "without a ByteLevel decoder"),
         ]:
             (tmp_path / "tokenizer.json").write_text(content)
             with pytest.raises(ValueError, match=message.replace("|", r"\|")):
