@@ -3,6 +3,7 @@
 from egattn.data.config import PrepareConfig
 from egattn.data.files import Fingerprint
 from egattn.data.manifest import (
+    LongDocument,
     Manifest,
     Packing,
     ShardManifest,
@@ -17,6 +18,7 @@ from egattn.data.windows import batches, evaluation_batches, windows_of_batch
 __all__ = [
     "END_OF_TEXT",
     "Fingerprint",
+    "LongDocument",
     "Manifest",
     "Packing",
     "PrepareConfig",

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
 from egattn.data.formats import Document
+from egattn.data.manifest import LongDocument
 
 _LENGTH_BYTES = 8
 # Places of documents that are not UTF-8 that are told.
 _MOST_PLACES = 10
+# Documents told as the longest.
+_MOST_LONGEST = 5
 
 
 class Text(NamedTuple):
@@ -50,6 +53,8 @@ class Corpus:
     """Checksum of all of them."""
     non_utf8_places: tuple[str, ...]
     """Where the first of those are that are not UTF-8."""
+    longest: tuple[LongDocument, ...]
+    """The longest documents of both splits."""
     split_by: Literal["document", "position"] = "document"
     """Whether documents were shared out, or the only one was cut."""
 
@@ -86,44 +91,66 @@ def spool_corpus(
     Raises:
         ValueError: The source holds no usable document.
     """
-    seen, count, digests = set[bytes](), 0, hashlib.sha256()
-    left_out, places = {"duplicates": 0, "non_utf8": 0, "empty": 0}, []
-    kept = {"train": [0, 0], "validation": [0, 0]}
-    paths = {name: directory / f"documents-{name}" for name in kept}
+    found = _Found(validation_fraction)
+    paths = {name: directory / f"documents-{name}" for name in found.kept}
     with paths["train"].open("wb") as train, paths["validation"].open("wb") as validation:
         files = {"train": train, "validation": validation}
-        for document, where in documents:
-            digest = hashlib.sha256(document).digest()
-            digests.update(digest)
-            count += 1
-            reason = "duplicates" if digest in seen else _unusable(document)
-            if reason is not None:
-                left_out[reason] += 1
-                if reason == "non_utf8" and len(places) < _MOST_PLACES:
-                    places.append(where)
+        for document in documents:
+            name = found.add(document)
+            if name is None:
                 continue
-            seen.add(digest)
-            name = _split_of(digest, validation_fraction)
-            _write(files[name], where.encode("utf-8", "surrogateescape"))
-            _write(files[name], document)
-            kept[name][0] += 1
-            kept[name][1] += len(document)
-            advance(len(document))
-            if max_bytes is not None and sum(size for _, size in kept.values()) >= max_bytes:
+            _write(files[name], document.where.encode("utf-8", "surrogateescape"))
+            _write(files[name], document.text)
+            advance(len(document.text))
+            if max_bytes is not None and sum(size for _, size in found.kept.values()) >= max_bytes:
                 break
-    if not seen:
-        counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise ValueError(f"expected at least one document of UTF-8 text, got none ({counts})")
-    splits = {name: Spool(paths[name], *kept[name]) for name in kept}
-    return Corpus(
-        splits,
-        duplicates=left_out["duplicates"],
-        non_utf8=left_out["non_utf8"],
-        empty=left_out["empty"],
-        seen=count,
-        sha256=digests.hexdigest(),
-        non_utf8_places=tuple(places),
-    )
+    return found.corpus(paths)
+
+
+class _Found:
+    """Shares documents out to the splits, leaves some out, and counts."""
+
+    def __init__(self, validation_fraction: float):
+        self._validation_fraction = validation_fraction
+        self._seen, self._count, self._digests = set[bytes](), 0, hashlib.sha256()
+        self._left_out = {"duplicates": 0, "non_utf8": 0, "empty": 0}
+        self._places: list[str] = []
+        self._longest: list[LongDocument] = []
+        self.kept = {"train": [0, 0], "validation": [0, 0]}
+
+    def add(self, document: Document) -> str | None:
+        """Says which split a document belongs to; None leaves it out."""
+        text, where = document
+        digest = hashlib.sha256(text).digest()
+        self._digests.update(digest)
+        self._count += 1
+        reason = "duplicates" if digest in self._seen else _unusable(text)
+        if reason is not None:
+            self._left_out[reason] += 1
+            if reason == "non_utf8" and len(self._places) < _MOST_PLACES:
+                self._places.append(where)
+            return None
+        self._seen.add(digest)
+        name = _split_of(digest, self._validation_fraction)
+        self.kept[name][0] += 1
+        self.kept[name][1] += len(text)
+        self._longest = sorted(
+            [*self._longest, LongDocument(where, len(text))], key=lambda found: -found.bytes
+        )[:_MOST_LONGEST]
+        return name
+
+    def corpus(self, paths: dict[str, Path]) -> Corpus:
+        if not self._seen:
+            counts = ", ".join(f"{count} {reason}" for reason, count in self._left_out.items())
+            raise ValueError(f"expected at least one document of UTF-8 text, got none ({counts})")
+        return Corpus(
+            {name: Spool(paths[name], *kept) for name, kept in self.kept.items()},
+            **self._left_out,
+            seen=self._count,
+            sha256=self._digests.hexdigest(),
+            non_utf8_places=tuple(self._places),
+            longest=tuple(self._longest),
+        )
 
 
 def checksum(documents: Iterable[Document]) -> str:

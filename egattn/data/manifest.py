@@ -34,6 +34,16 @@ class ShardManifest:
 
 
 @dataclasses.dataclass(frozen=True)
+class LongDocument:
+    """One of the longest documents."""
+
+    where: str
+    """Its file, and line or row from 1."""
+    bytes: int
+    """Its size."""
+
+
+@dataclasses.dataclass(frozen=True)
 class SplitManifest:
     """The training or the validation split.
 
@@ -56,6 +66,8 @@ class SplitManifest:
     """Windows of context_length + 1 tokens."""
     target_bytes: int
     """UTF-8 bytes of the tokens to predict: all of each window but its first."""
+    sample: str
+    """The first window as text; empty if there is none, or it was not kept."""
     shards: tuple[ShardManifest, ...]
     """The files, in reading order."""
 
@@ -100,6 +112,8 @@ class Manifest:
     """File, and line or row from 1, of the first ten of those."""
     empty: int
     """Documents left out because they hold nothing but white space."""
+    longest: tuple[LongDocument, ...]
+    """The five longest documents, the longest first."""
     splits: dict[str, SplitManifest]
     """The splits, `train` and `validation`."""
     config: dict[str, Any]
@@ -210,6 +224,7 @@ _NOT_SAID = {
     "skipped": {},
     "split_by": "document",
     "non_utf8_places": [],
+    "longest": [],
 }
 
 
@@ -218,7 +233,7 @@ def _of_format_1(values: dict[str, Any]) -> dict[str, Any]:
     splits, config = values.get("splits"), values.get("config")
     if isinstance(splits, dict):
         splits = {
-            name: {"end_tokens": None, **split} if isinstance(split, dict) else split
+            name: {"end_tokens": None, "sample": "", **split} if isinstance(split, dict) else split
             for name, split in splits.items()
         }
     if isinstance(config, dict):

@@ -164,6 +164,7 @@ def _manifest(
         non_utf8=corpus.non_utf8,
         non_utf8_places=corpus.non_utf8_places,
         empty=corpus.empty,
+        longest=corpus.longest,
         splits={},
         config=as_json(config),
     )

@@ -112,13 +112,16 @@ def write_split(
     writer = _ShardWriter(directory, split, (context_length + 1) * stored.itemsize)
     spelled = spellings(tokenizer)
     cut = _Cut(context_length, packing, end, np.array([len(spelling) for spelling in spelled]), gap)
+    sample = ""
     for batch in _in_batches(documents):
         tokens = [[*ids, end] for ids in _encode(batch, tokenizer, spelled)]
         for windows in cut.windows([np.array(ids, np.int64) for ids in tokens]):
+            if not sample and len(windows):
+                sample = tokenizer.decode(windows[0].tolist(), skip_special_tokens=False)
             for window in windows.astype(stored):
                 writer.write(window.tobytes())
         advance(sum(len(document.text.encode()) for document in batch))
-    return SplitManifest(**cut.counts(), shards=writer.finish())
+    return SplitManifest(**cut.counts(), sample=sample, shards=writer.finish())
 
 
 def _encode(batch: list[Text], tokenizer: Tokenizer, spelled: list[bytes]) -> Iterator[list[int]]:
@@ -141,7 +144,7 @@ class _Cut:
         # Tokens that wait for more; the first one is the last window's last one, if there is one.
         self._rest = np.empty(0, np.int64)
         names = (field.name for field in dataclasses.fields(SplitManifest))
-        self._counts = {name: 0 for name in names if name != "shards"}
+        self._counts = {name: 0 for name in names if name not in ("sample", "shards")}
         self._used = 0
 
     def windows(self, documents: list[np.ndarray]) -> Iterator[np.ndarray]:
@@ -164,7 +167,7 @@ class _Cut:
             yield windows
 
     def counts(self) -> dict[str, int]:
-        """All of `SplitManifest` but the shards."""
+        """All counts of a `SplitManifest`."""
         return {**self._counts, "dropped_tokens": self._counts["tokens"] - self._used}
 
     def _cut(self, tokens: np.ndarray, is_start: bool) -> np.ndarray:

@@ -1,11 +1,12 @@
 """What a person checks at a glance once data are prepared."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from egattn.data.manifest import Manifest
+from egattn.data.manifest import LongDocument, Manifest
 
-# Reasons and places that are shown; the manifest holds all.
-_MOST = 5
+# Reasons and places that are shown, and characters of a window; the manifest holds all.
+_MOST, _SAMPLE = 5, 240
 
 
 def print_summary(out: Path, manifest: Manifest) -> None:
@@ -32,9 +33,23 @@ def print_summary(out: Path, manifest: Manifest) -> None:
     if manifest.packing == "paper":
         left_out += f", {sum(split.too_short for split in manifest.splits.values())} too short"
     print(f"  vocabulary {manifest.vocab_size}; left out: {left_out}")
+    if manifest.longest:
+        print(f"  longest documents: {longest(manifest.longest)}")
+    if sample := manifest.splits["train"].sample:
+        print(f"  first window of train: {shortened(sample)}")
     if manifest.non_utf8_places:
         places, count = manifest.non_utf8_places[:_MOST], manifest.non_utf8
         print(f"  not UTF-8: {', '.join(places)}{', ...' if count > len(places) else ''}")
+
+
+def longest(documents: Iterable[LongDocument]) -> str:
+    """Places and sizes on one line."""
+    return ", ".join(f"{document.where} ({document.bytes} bytes)" for document in documents)
+
+
+def shortened(sample: str) -> str:
+    """The beginning of a window as one line."""
+    return repr(sample[:_SAMPLE] + "..." * (len(sample) > _SAMPLE))
 
 
 def _skipped(skipped: dict[str, int]) -> str:

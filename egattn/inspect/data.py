@@ -31,6 +31,7 @@ def inspect_data(path: Path, verify: bool) -> DataFound:
         verified=verify,
         bytes=sum(split.bytes for split in splits.values()),
         left_out=left_out,
+        longest=list(manifest.longest),
         splits=splits,
         sample=_sample(path, manifest),
     )

@@ -2,14 +2,12 @@
 
 from rich.console import Console
 
+from egattn.data.summary import longest, shortened
 from egattn.inspect.display_run import show_run
 from egattn.inspect.found import Convertible, DataFound, HuggingFaceFound, Tensors
 from egattn.inspect.found_run import RunFound
 from egattn.inspect.layout import show_facts, table
 from egattn.run.console import PlainConsole
-
-# Characters of the sample that are shown.
-_SAMPLE = 240
 
 
 def show(found: RunFound | DataFound | HuggingFaceFound) -> None:
@@ -55,9 +53,11 @@ def _data(console: Console, data: DataFound) -> None:
         line = [name, f"{split.documents:,}", ends, *(f"{n:,}" for n in whole), rate]
         cells.append([*line, str(split.shards), f"{split.bytes:,}"])
     console.print(table([*columns, "shards", "bytes"], cells))
+    if data.longest:
+        console.print(f"longest documents: {longest(data.longest)}", soft_wrap=True)
     if data.sample is not None:
-        text = data.sample.text[:_SAMPLE] + "..." * (len(data.sample.text) > _SAMPLE)
-        console.print(f"first window of {data.sample.split}: {text!r}", soft_wrap=True)
+        text = shortened(data.sample.text)
+        console.print(f"first window of {data.sample.split}: {text}", soft_wrap=True)
 
 
 def _hugging_face(console: Console, found: HuggingFaceFound) -> None:

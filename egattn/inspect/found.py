@@ -6,6 +6,8 @@ Prepared data are shown without what a decoder needs: nothing here loads it.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from egattn.data import LongDocument
+
 if TYPE_CHECKING:
     from egattn.model import DecoderConfig
 
@@ -70,6 +72,8 @@ class DataFound(NamedTuple):
     """Size of all shards."""
     left_out: dict[str, int]
     """Documents left out, by the reason."""
+    longest: list[LongDocument]
+    """The longest documents; empty where they were not kept."""
     splits: dict[str, SplitFound]
     """By name."""
     sample: Sample | None

@@ -57,6 +57,22 @@ class TestCounts:
             "broken links": 1,
         }
 
+    def test_summary_names_the_longest_and_shows_a_window(self, tmp_path, capsys):
+        sizes = [*range(10, 50), 990, 980, 970, 960, 950]
+        text = "some words of a text "
+        write(tmp_path / "corpus", {f"{n}.txt": (str(n) + text * n)[:n].encode() for n in sizes})
+        config = PrepareConfig(
+            tmp_path / "data", str(tmp_path / "corpus"), vocab_size=300, context_length=8,
+            validation_fraction=0.3,
+        )  # fmt: skip
+        manifest = prepare(config)
+        found = [(Path(long.where).name, long.bytes) for long in manifest.longest]
+        assert found == [(f"{n}.txt", n) for n in (990, 980, 970, 960, 950)]
+        shown = capsys.readouterr().out
+        assert f"longest documents: {tmp_path}/corpus/990.txt (990 bytes), " in shown
+        assert f"first window of train: {manifest.splits['train'].sample!r}" in shown
+        assert len(manifest.splits["train"].sample) > 8
+
     def test_patterns_choose_files_by_their_paths(self, tmp_path):
         names = ("src/a.txt", "src/deep/b.txt", "src/deep/c_test.txt", "old/d.txt", "e.txt")
         write(tmp_path, {name: name.encode() for name in names})

@@ -246,13 +246,15 @@ def change_manifest(directory: Path, change) -> None:
 def to_first_format(values: dict[str, Any]) -> None:
     """Takes away what a manifest did not say before documents were packed."""
     values["format_version"] = 1
-    for name in ("sources", "tokenizer_file_sha256", "files", "skipped", "split_by"):
+    for name in ("packing", "sources", "tokenizer_file_sha256", "files", "skipped", "split_by"):
         del values[name]
-    del values["non_utf8_places"]
-    for holder in (values, values["config"]):
-        del holder["packing"]
+    del values["non_utf8_places"], values["longest"]
+    for name in ("packing", "include", "exclude", "end_token"):
+        del values["config"][name]
+    for name in ("hf_config", "hf_split", "hf_revision"):
+        del values["config"][name]
     for split in values["splits"].values():
-        del split["end_tokens"]
+        del split["end_tokens"], split["sample"]
 
 
 class TestDamage:

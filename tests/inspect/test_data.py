@@ -35,6 +35,8 @@ class TestData:
                 assert split[count] == expected[count]
             rate = expected["target_bytes"] / (expected["windows"] * 32)
             assert split["bytes_per_token"] == pytest.approx(rate)
+        assert values["longest"] == manifest["longest"]
+        assert values["sample"]["text"] == manifest["splits"]["train"]["sample"]
         assert values["verified"] is False
         assert run_of(capsys, "{0} --verify", data)["verified"] is True
 
@@ -50,8 +52,9 @@ class TestData:
         assert sample == {"split": "train", "window": 0, "text": text}
         shown = text_of(capsys, "{0}", data)
         assert f"first window of train: {text!r}" in shown
+        assert re.search(r"longest documents: .* \(\d+ bytes\)(, .* \(\d+ bytes\)){4}\n", shown)
         assert re.search(r"train +\d+ +\d+ +[\d,]+ +\d+ +[\d,]+ +\d\.\d\d +1 +[\d,]+\n", shown)
-        assert max(map(len, shown.splitlines()[1:-1])) <= 100
+        assert max(map(len, shown.splitlines()[1:-2])) <= 100
 
     def test_damaged(self, data, tmp_path, capsys):
         damaged = tmp_path / "damaged"
