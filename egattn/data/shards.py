@@ -17,7 +17,7 @@ from egattn.data.tokenizer import check_exact, spellings
 SHARD_BYTES = 64 * 2**20
 # One call's text for the tokenizer, which shares its documents out among all cores; its working
 # memory is about 25 times as large.
-_BATCH_BYTES = min(os.cpu_count() or 1, 32) * 2**20
+BATCH_BYTES = min(os.cpu_count() or 1, 32) * 2**20
 
 
 class _ShardWriter:
@@ -192,7 +192,7 @@ def _in_batches(documents: Iterable[Text]) -> Iterator[list[Text]]:
     for document in documents:
         batch.append(document)
         size += len(document.text)
-        if size >= _BATCH_BYTES:
+        if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:

@@ -91,7 +91,7 @@ class TestConcat:
 
     def test_windows_do_not_depend_on_the_tokenizers_batches(self, tmp_path, monkeypatch):
         _, manifest = prepared(tmp_path, TEXTS)
-        monkeypatch.setattr("egattn.data.shards._BATCH_BYTES", 50)
+        monkeypatch.setattr("egattn.data.shards.BATCH_BYTES", 50)
         (tmp_path / "other").mkdir()
         _, other = prepared(tmp_path / "other", TEXTS)
         assert other.splits == manifest.splits
