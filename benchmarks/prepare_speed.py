@@ -66,7 +66,7 @@ def write_corpus(path: Path, size: int) -> None:
     written, copy = 0, 0
     with path.open("w", encoding="utf-8") as file:
         while written < size:
-            for document in open_source(PrepareConfig()):
+            for document in open_source("python", PrepareConfig()):
                 text = f"# copy {copy}\n{document.text.decode(errors='ignore')}"
                 written += len(text.encode())
                 file.write(json.dumps({"text": text}) + "\n")

@@ -1,6 +1,8 @@
 """What `egattn prepare` is told."""
 
 import dataclasses
+import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,10 +24,11 @@ class PrepareConfig:
 
     out: tyro.conf.Positional[Path] = Path("data/python")
     """Directory to make. It appears only when complete."""
-    source: str = "python"
-    """`python`: the standard library and installed packages of this interpreter. A path: a text
-    file, a .jsonl or .parquet file, or a directory of those; text and .jsonl may be compressed
-    (.gz, .xz, .bz2, .zst). `hf:NAME`: a Hugging Face dataset (needs the extra `hf`)."""
+    source: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """`python`: the standard library and installed packages of this interpreter, the default. A
+    path: a text file, a .jsonl or .parquet file, or a directory of those; text and .jsonl may be
+    compressed (.gz, .xz, .bz2, .zst). `hf:NAME`: a Hugging Face dataset (needs the extra `hf`).
+    Several, `--source A:0.7 --source B:0.3`: training takes so many of its examples from each."""
     hf_config: str | None = None
     """Configuration of a Hugging Face dataset that has several."""
     hf_split: str = "train"
@@ -59,7 +62,23 @@ class PrepareConfig:
     """Share of the documents that go to the validation split, chosen by their content. A single
     document is cut there instead, with a gap of a window."""
     max_bytes: int | None = None
-    """Stop after this many bytes of distinct documents."""
+    """Stop after this many bytes of distinct documents; of several sources each has its share."""
+
+    @property
+    def weighted_sources(self) -> list[tuple[str, Fraction]]:
+        """Each source and its share of the examples, which sum up to 1."""
+        if len(self.source) < 2:
+            return [(self.source[0] if self.source else "python", Fraction(1))]
+        found = [_weighted(source) for source in self.source]
+        total = sum(weight for _, weight in found)
+        return [(source, weight / total) for source, weight in found]
+
+
+def _weighted(source: str) -> tuple[str, Fraction]:
+    name, _, weight = source.rpartition(":")
+    if not name or not re.fullmatch(r"\d*\.?\d+", weight) or not Fraction(weight):
+        raise ValueError(f"expected the weight of each of several sources, A:0.7, got {source!r}")
+    return name, Fraction(weight)
 
 
 def check(config: PrepareConfig) -> None:
@@ -79,6 +98,8 @@ def check(config: PrepareConfig) -> None:
         raise ValueError(
             f"expected validation_fraction between 0 and 1, got {config.validation_fraction}"
         )
+    if len({source for source, _ in config.weighted_sources}) < len(config.source):
+        raise ValueError(f"expected several sources to differ, got {' '.join(config.source)}")
     if config.max_bytes is not None and config.max_bytes < 1:
         raise ValueError(f"expected max_bytes of at least 1, got {config.max_bytes}")
     if not config.suffixes or not all(suffix.startswith(".") for suffix in config.suffixes):
@@ -89,6 +110,7 @@ def as_json(config: PrepareConfig) -> dict[str, Any]:
     """Returns the config as a manifest keeps it."""
     values = dataclasses.asdict(config)
     values["out"] = str(config.out)
+    values["source"] = list(config.source or ("python",))
     for name in ("suffixes", "include", "exclude"):
         values[name] = list(values[name])
     values["tokenizer"] = None if config.tokenizer is None else str(config.tokenizer)

@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from egattn.data.formats import Document
 from egattn.data.manifest import LongDocument
@@ -22,11 +23,13 @@ class Text(NamedTuple):
     text: str
     where: str
     """Its file, and line or row."""
+    source: int
+    """Number of its source, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spool:
-    """The documents of one split in one file: place and text, each after its length in bytes."""
+    """The documents of one split in one file, source by source."""
 
     path: Path
     documents: int
@@ -36,7 +39,8 @@ class Spool:
         """Reads the documents back, one at a time."""
         with self.path.open("rb") as file:
             while (where := _read(file)) is not None:
-                yield Text((_read(file) or b"").decode(), where.decode("utf-8", "surrogateescape"))
+                text, source = _read(file) or b"", _read(file) or b""
+                yield Text(text.decode(), os.fsdecode(where), int.from_bytes(source, "little"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +51,9 @@ class Corpus:
     duplicates: int
     non_utf8: int
     empty: int
-    seen: int
-    """Documents that were read, those left out included."""
-    sha256: str
+    seen: tuple[int, ...]
+    """Documents that were read from each source, those left out included."""
+    sha256: tuple[str, ...]
     """Checksum of all of them."""
     non_utf8_places: tuple[str, ...]
     """Where the first of those are that are not UTF-8."""
@@ -65,45 +69,46 @@ class Corpus:
 
 
 def spool_corpus(
-    documents: Iterable[Document],
+    sources: Sequence[Iterable[Document]],
     directory: Path,
     *,
     validation_fraction: float,
-    max_bytes: int | None,
+    max_bytes: Sequence[int | None],
     advance: Callable[[int], object],
 ) -> Corpus:
-    """Reads a source once, and writes its distinct documents to one file per split.
+    """Reads sources once, and writes its distinct documents to one file per split.
 
     The split of a document depends on its content alone, so that neither the order of a source nor
     its growth ever moves a document from one split to the other. Memory holds one document and the
     hashes of those before it.
 
     Args:
-        documents: The source.
+        sources: The sources. A document that several have is the first one's.
         directory: Where the files go.
         validation_fraction: Expected share of the documents that go to the validation split.
-        max_bytes: Stop once this many bytes have been kept; None reads everything.
+        max_bytes: Stop once this many bytes of each have been kept; None reads everything.
         advance: Called with the size of each document kept.
 
     Returns:
         The splits and the counts.
 
     Raises:
-        ValueError: The source holds no usable document.
+        ValueError: No source holds a usable document.
     """
     found = _Found(validation_fraction)
     paths = {name: directory / f"documents-{name}" for name in found.kept}
     with paths["train"].open("wb") as train, paths["validation"].open("wb") as validation:
         files = {"train": train, "validation": validation}
-        for document in documents:
-            name = found.add(document)
-            if name is None:
-                continue
-            _write(files[name], document.where.encode("utf-8", "surrogateescape"))
-            _write(files[name], document.text)
-            advance(len(document.text))
-            if max_bytes is not None and sum(size for _, size in found.kept.values()) >= max_bytes:
-                break
+        for number, (documents, most) in enumerate(zip(sources, max_bytes, strict=True)):
+            found.next_source()
+            for document in documents:
+                name = found.add(document)
+                if name is None:
+                    continue
+                _write_text(files[name], document, number)
+                advance(len(document.text))
+                if most is not None and found.bytes_of_source >= most:
+                    break
     return found.corpus(paths)
 
 
@@ -112,18 +117,27 @@ class _Found:
 
     def __init__(self, validation_fraction: float):
         self._validation_fraction = validation_fraction
-        self._seen, self._count, self._digests = set[bytes](), 0, hashlib.sha256()
+        self._seen = set[bytes]()
+        self._counts: list[int] = []
+        self._digests: list[Any] = []
         self._left_out = {"duplicates": 0, "non_utf8": 0, "empty": 0}
         self._places: list[str] = []
         self._longest: list[LongDocument] = []
+        self.bytes_of_source = 0
         self.kept = {"train": [0, 0], "validation": [0, 0]}
+
+    def next_source(self) -> None:
+        """Begins to count the documents of a source."""
+        self._counts.append(0)
+        self._digests.append(hashlib.sha256())
+        self.bytes_of_source = 0
 
     def add(self, document: Document) -> str | None:
         """Says which split a document belongs to; None leaves it out."""
         text, where = document
         digest = hashlib.sha256(text).digest()
-        self._digests.update(digest)
-        self._count += 1
+        self._digests[-1].update(digest)
+        self._counts[-1] += 1
         reason = "duplicates" if digest in self._seen else _unusable(text)
         if reason is not None:
             self._left_out[reason] += 1
@@ -134,6 +148,7 @@ class _Found:
         name = _split_of(digest, self._validation_fraction)
         self.kept[name][0] += 1
         self.kept[name][1] += len(text)
+        self.bytes_of_source += len(text)
         self._longest = sorted(
             [*self._longest, LongDocument(where, len(text))], key=lambda found: -found.bytes
         )[:_MOST_LONGEST]
@@ -145,9 +160,11 @@ class _Found:
             raise ValueError(f"expected at least one document of UTF-8 text, got none ({counts})")
         return Corpus(
             {name: Spool(paths[name], *kept) for name, kept in self.kept.items()},
-            **self._left_out,
-            seen=self._count,
-            sha256=self._digests.hexdigest(),
+            duplicates=self._left_out["duplicates"],
+            non_utf8=self._left_out["non_utf8"],
+            empty=self._left_out["empty"],
+            seen=tuple(self._counts),
+            sha256=tuple(digests.hexdigest() for digests in self._digests),
             non_utf8_places=tuple(self._places),
             longest=tuple(self._longest),
         )
@@ -169,7 +186,7 @@ def split_by_position(corpus: Corpus, validation_fraction: float) -> Corpus:
         validation_fraction: Share of the text that goes there; the cut is where a line ends, if
             one does within the first tenth of it.
     """
-    ((text, where),) = (document for spool in corpus.splits.values() for document in spool)
+    ((text, where, source),) = (one for spool in corpus.splits.values() for one in spool)
     place = round(len(text) * (1 - validation_fraction))
     line = text.find("\n", place, place + (len(text) - place) // 10)
     place = line + 1 if line >= 0 else place
@@ -177,14 +194,15 @@ def split_by_position(corpus: Corpus, validation_fraction: float) -> Corpus:
     for name, part in (("train", text[:place]), ("validation", text[place:])):
         path, content = corpus.splits[name].path, part.encode()
         with path.open("wb") as file:
-            for value in (where.encode("utf-8", "surrogateescape"), content) if content else ():
-                _write(file, value)
+            if content:
+                _write_text(file, Document(content, where), source)
         splits[name] = Spool(path, bool(content), len(content))
     return dataclasses.replace(corpus, splits=splits, split_by="position")
 
 
-def _write(file: IO[bytes], value: bytes) -> None:
-    file.write(len(value).to_bytes(_LENGTH_BYTES, "little") + value)
+def _write_text(file: IO[bytes], document: Document, source: int) -> None:
+    for value in (os.fsencode(document.where), document.text, bytes([source])):
+        file.write(len(value).to_bytes(_LENGTH_BYTES, "little") + value)
 
 
 def _read(file: IO[bytes]) -> bytes | None:

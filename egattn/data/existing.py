@@ -57,26 +57,37 @@ def verified(out: Path, config: PrepareConfig) -> tuple[Manifest, str]:
             f"{name} {made_by[name]!r} (now {wanted.get(name)!r})" for name in differing
         )
         raise ValueError(f"{config.out} was prepared with {described}; choose another directory")
-    compared = _compare_source(made, config) + _compare_tokenizer(made, config)
+    compared = _compare_sources(made, config) + _compare_tokenizer(made, config)
     return load_manifest(out), f"up to date, checksums verified; {', '.join(compared)}"
 
 
-def _compare_source(made: Manifest, config: PrepareConfig) -> list[str]:
-    before = made.sources
-    if before is None:
+def _compare_sources(made: Manifest, config: PrepareConfig) -> list[str]:
+    if not made.sources:
         return ["the source is not compared"]
+    found = [
+        _compare_source(source, before.fingerprint, config)
+        for (source, _), before in zip(config.weighted_sources, made.sources, strict=True)
+    ]
+    if len(found) == 1:
+        return found
+    return [f"{one.source}: {words}" for one, words in zip(made.sources, found, strict=True)]
+
+
+def _compare_source(name: str, before: Fingerprint | None, config: PrepareConfig) -> str:
+    if before is None:
+        return "the source is not compared"
     try:
-        source = open_source(config)
+        source = open_source(name, config)
     except FileNotFoundError:
-        return ["the source is not here"]
+        return "the source is not here"
     now = None if source.files is None else source.files.fingerprint()
     if now is not None and now.names_sha256 == before.names_sha256:
         if now.times_sha256 == before.times_sha256:
-            return ["names, sizes and times of the source unchanged"]
+            return "names, sizes and times of the source unchanged"
         if checksum(itertools.islice(source, before.documents)) == before.documents_sha256:
-            return ["the source has other times and the same text"]
+            return "the source has other times and the same text"
     raise ValueError(
-        f"{config.source} has changed since {config.out} was prepared: then {_files(before)}, now "
+        f"{name} has changed since {config.out} was prepared: then {_files(before)}, now "
         f"{_files(now)}; choose another directory"
     )
 

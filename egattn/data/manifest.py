@@ -44,12 +44,28 @@ class LongDocument:
 
 
 @dataclasses.dataclass(frozen=True)
+class SourceManifest:
+    """One of the sources."""
+
+    source: str
+    """What it is, in words."""
+    weight: str
+    """Its share of the training examples, a fraction such as 7/10."""
+    fingerprint: Fingerprint | None
+    """Its files as they were; None where it has none."""
+    files: int
+    """Files that were read."""
+    skipped: dict[str, int]
+    """Files, and directories with all that they hold, that were not read, by the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
 class SplitManifest:
     """The training or the validation split.
 
-    Consecutive windows of what is cut as one share one token. Packed documents are cut as one:
-    `tokens == windows * context_length + 1 + dropped_tokens` if there is a window. In the paper's
-    packing each document is: `documents - too_short` takes the place of the 1.
+    Consecutive windows of what is cut as one share one token. Packed documents of a source are cut
+    as one: `tokens == windows * context_length + 1 + dropped_tokens` if there is a window of one
+    source. In the paper's packing each document is: `documents - too_short` takes the place of 1.
     """
 
     documents: int
@@ -64,6 +80,8 @@ class SplitManifest:
     """End tokens in windows, one that two windows share counted once; None: not counted."""
     windows: int
     """Windows of context_length + 1 tokens."""
+    windows_by_source: tuple[int, ...]
+    """How many of these each source gave; they are in the order of the sources."""
     target_bytes: int
     """UTF-8 bytes of the tokens to predict: all of each window but its first."""
     sample: str
@@ -94,14 +112,10 @@ class Manifest:
     """Checksum of tokenizer.json."""
     token_bytes_sha256: str
     """Checksum of token_bytes.npy."""
-    sources: Fingerprint | None
-    """The source's files as they were; None where it has none, or it was not kept."""
+    sources: tuple[SourceManifest, ...]
+    """The sources; empty where they were not described one by one."""
     tokenizer_file_sha256: str | None
     """Checksum of the file that the tokenizer was taken from; None: it was learned."""
-    files: int
-    """Files that were read."""
-    skipped: dict[str, int]
-    """Files, and directories with all that they hold, that were not read, by the reason."""
     split_by: Literal["document", "position"]
     """Whether documents were shared out, or the only one was cut."""
     duplicates: int
@@ -133,6 +147,10 @@ class Manifest:
         if self.packing == "segments":
             # Its shards are those of "concat", and what is learned from them is not.
             parts.append(self.packing)
+        if len(self.sources) > 1:
+            # They say in which order windows come.
+            windows = self.splits["train"].windows_by_source
+            parts += [f"{n} {one.weight}" for n, one in zip(windows, self.sources, strict=True)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def save(self, directory: Path) -> None:
@@ -218,14 +236,13 @@ def read_manifest(directory: Path) -> Manifest:
 
 _NOT_SAID = {
     "packing": "paper",
-    "sources": None,
+    "sources": [],
     "tokenizer_file_sha256": None,
-    "files": 0,
-    "skipped": {},
     "split_by": "document",
     "non_utf8_places": [],
     "longest": [],
 }
+_NOT_SAID_OF_SPLITS = {"end_tokens": None, "sample": ""}
 
 
 def _of_format_1(values: dict[str, Any]) -> dict[str, Any]:
@@ -233,11 +250,14 @@ def _of_format_1(values: dict[str, Any]) -> dict[str, Any]:
     splits, config = values.get("splits"), values.get("config")
     if isinstance(splits, dict):
         splits = {
-            name: {"end_tokens": None, "sample": "", **split} if isinstance(split, dict) else split
+            name: _NOT_SAID_OF_SPLITS | {"windows_by_source": [split.get("windows")]} | split
+            if isinstance(split, dict)
+            else split
             for name, split in splits.items()
         }
     if isinstance(config, dict):
         config = {"packing": "paper", **config}
+        config |= {"source": [config["source"]]} if "source" in config else {}
     known = {"splits": splits, "config": config}
     return {
         **_NOT_SAID,

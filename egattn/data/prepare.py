@@ -1,7 +1,9 @@
 """Text to a directory of token windows: what `egattn prepare` runs."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,14 @@ from tokenizers import Tokenizer
 from egattn.data.config import PrepareConfig, as_json, check
 from egattn.data.corpus import Corpus, Spool, split_by_position, spool_corpus
 from egattn.data.existing import unfinished, verified
+from egattn.data.files import Fingerprint
 from egattn.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     TOKEN_BYTES_NAME,
     TOKENIZER_NAME,
     Manifest,
+    SourceManifest,
     SplitManifest,
     sha256_file,
 )
@@ -61,7 +65,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         manifest, compared = verified(out, config)
         print(f"{config.out}: {compared}")
     else:
-        source = open_source(config)
+        sources = [open_source(source, config) for source, _ in config.weighted_sources]
         given = config.tokenizer
         tokenizer = load_tokenizer(given, config.end_token) if given else None
         with staged_directory(out, last=MANIFEST_NAME) as staging, _progress() as progress:
@@ -69,7 +73,7 @@ def prepare(config: PrepareConfig) -> Manifest:
                 # Only now: before, another process may have been at it.
                 for path in unfinished(out, INSIDE) or ():
                     path.unlink()
-            manifest = _build(staging, config, source, tokenizer, progress)
+            manifest = _build(staging, config, sources, tokenizer, progress)
     print_summary(config.out, manifest)
     return manifest
 
@@ -77,38 +81,63 @@ def prepare(config: PrepareConfig) -> Manifest:
 def _build(
     directory: Path,
     config: PrepareConfig,
-    source: Source,
+    sources: list[Source],
     tokenizer: Tokenizer | None,
     progress: Progress,
 ) -> Manifest:
-    fingerprint = None if source.files is None else source.files.fingerprint()
+    shares = [share for _, share in config.weighted_sources]
+    words = _words(sources, shares)
+    # Before they are read: what changes meanwhile shows next time.
+    fingerprints = [
+        None if source.files is None else source.files.fingerprint() for source in sources
+    ]
+    most = config.max_bytes
     corpus = spool_corpus(
-        source,
+        sources,
         directory,
         validation_fraction=config.validation_fraction,
-        max_bytes=config.max_bytes,
-        advance=_bar(progress, "reading", config.max_bytes),
+        max_bytes=[None if most is None else math.ceil(most * share) for share in shares],
+        advance=_bar(progress, "reading", most),
     )
-    if fingerprint is not None:
-        fingerprint = dataclasses.replace(
-            fingerprint, documents=corpus.seen, documents_sha256=corpus.sha256
-        )
     if corpus.documents == 1:
         corpus = split_by_position(corpus, config.validation_fraction)
     for name, spool in corpus.splits.items():
-        _check_not_empty(f"{name} document", spool.documents, source.description, config)
+        _check_not_empty(f"{name} document", spool.documents, words, config)
     if tokenizer is None:
         _bar(progress, "learning the tokenizer", None)
-        texts = _sample(corpus.splits["train"])
+        texts = _sample(corpus.splits["train"], shares)
         tokenizer = train_tokenizer(texts, config.vocab_size, config.end_token)
     splits = _write(directory, config, corpus, tokenizer, progress)
     for name, spool in corpus.splits.items():
-        _check_not_empty(f"{name} window", splits[name].windows, source.description, config)
+        _check_not_empty(f"{name} window", splits[name].windows, words, config)
         spool.path.unlink()
-    manifest = _manifest(directory, config, source, corpus, tokenizer)
-    manifest = dataclasses.replace(manifest, splits=splits, sources=fingerprint)
+    for source, windows in zip(sources, splits["train"].windows_by_source, strict=True):
+        _check_not_empty("train window", windows, source.description, config)
+    manifest = dataclasses.replace(
+        _manifest(directory, config, corpus, tokenizer),
+        source=words,
+        sources=tuple(map(_source, sources, shares, fingerprints, corpus.seen, corpus.sha256)),
+        splits=splits,
+    )
     manifest.save(directory)
     return manifest
+
+
+def _words(sources: list[Source], shares: list[Fraction]) -> str:
+    if len(sources) == 1:
+        return sources[0].description
+    found = zip(sources, shares, strict=True)
+    return ", ".join(f"{float(share):.3g} of {source.description}" for source, share in found)
+
+
+def _source(
+    source: Source, share: Fraction, fingerprint: Fingerprint | None, documents: int, sha256: str
+) -> SourceManifest:
+    if fingerprint is not None:
+        fingerprint = dataclasses.replace(fingerprint, documents=documents, documents_sha256=sha256)
+    return SourceManifest(
+        source.description, str(share), fingerprint, source.files_read, source.skipped
+    )
 
 
 def _write(
@@ -124,6 +153,7 @@ def _write(
             spool,
             directory,
             name,
+            sources=len(corpus.seen),
             tokenizer=tokenizer,
             end=end_token_id(tokenizer, config.end_token),
             context_length=config.context_length,
@@ -141,13 +171,13 @@ def _dtype(vocab_size: int) -> str:
 
 
 def _manifest(
-    directory: Path, config: PrepareConfig, source: Source, corpus: Corpus, tokenizer: Tokenizer
+    directory: Path, config: PrepareConfig, corpus: Corpus, tokenizer: Tokenizer
 ) -> Manifest:
-    """All of it but the splits and the source's fingerprint."""
+    """All of it but the sources and the splits."""
     vocab_size = len(bytes_of_tokens(tokenizer))
     return Manifest(
         format_version=FORMAT_VERSION,
-        source=source.description,
+        source="",
         packing=config.packing,
         context_length=config.context_length,
         vocab_size=vocab_size,
@@ -155,10 +185,8 @@ def _manifest(
         end_token_id=end_token_id(tokenizer, config.end_token),
         tokenizer_sha256=sha256_file(directory / TOKENIZER_NAME),
         token_bytes_sha256=sha256_file(directory / TOKEN_BYTES_NAME),
-        sources=None,
+        sources=(),
         tokenizer_file_sha256=sha256_file(config.tokenizer) if config.tokenizer else None,
-        files=source.files_read,
-        skipped=source.skipped,
         split_by=corpus.split_by,
         duplicates=corpus.duplicates,
         non_utf8=corpus.non_utf8,
@@ -179,12 +207,14 @@ def _check_not_empty(what: str, count: int, source: str, config: PrepareConfig) 
         )
 
 
-def _sample(spool: Spool) -> Iterator[str]:
-    size = 0
-    for text, _ in spool:
-        yield text
-        size += len(text.encode())
-        if size >= _TOKENIZER_TRAINING_BYTES:
+def _sample(spool: Spool, shares: list[Fraction]) -> Iterator[str]:
+    """The first texts of each source, by its share."""
+    left = [_TOKENIZER_TRAINING_BYTES * share for share in shares]
+    for text, _, source in spool:
+        if left[source] > 0:
+            yield text
+            left[source] -= len(text.encode())
+        elif max(left) <= 0:
             return
 
 

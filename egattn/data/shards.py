@@ -1,6 +1,6 @@
 """Windows of tokens into ArrayRecord files of bounded size."""
 
-import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,6 +18,9 @@ SHARD_BYTES = 64 * 2**20
 # One call's text for the tokenizer, which shares its documents out among all cores; its working
 # memory is about 25 times as large.
 BATCH_BYTES = min(os.cpu_count() or 1, 32) * 2**20
+
+
+_COUNTS = ("documents", "too_short", "tokens", "end_tokens", "windows", "target_bytes")
 
 
 class _ShardWriter:
@@ -74,6 +77,7 @@ def write_split(
     directory: Path,
     split: str,
     *,
+    sources: int,
     tokenizer: Tokenizer,
     end: int,
     context_length: int,
@@ -85,14 +89,15 @@ def write_split(
     """Tokenises documents and writes their windows.
 
     A window holds `context_length + 1` tokens and starts with the last token of the window before
-    it, so that each token but the first is predicted once. Packed documents are cut as one text,
-    each with its end token, and what remains after the last window is dropped; the paper's packing
-    cuts each document by itself, and drops what remains of each.
+    it, so that each token but the first is predicted once. Packed documents of a source are cut as
+    one text, each with its end token, and what remains after the last window is dropped; the
+    paper's packing cuts each document by itself, and drops what remains of each.
 
     Args:
-        documents: The split's documents.
+        documents: The split's documents, source by source.
         directory: Where the files go.
         split: Name of the split, which begins the names of the files.
+        sources: How many there are.
         tokenizer: Encodes the documents.
         end: Token that ends each.
         context_length: Predictions per window.
@@ -112,23 +117,28 @@ def write_split(
     writer = _ShardWriter(directory, split, (context_length + 1) * stored.itemsize)
     spelled = spellings(tokenizer)
     cut = _Cut(context_length, packing, end, np.array([len(spelling) for spelling in spelled]), gap)
-    sample = ""
-    for batch in _in_batches(documents):
-        tokens = [[*ids, end] for ids in _encode(batch, tokenizer, spelled)]
-        for windows in cut.windows([np.array(ids, np.int64) for ids in tokens]):
-            if not sample and len(windows):
-                sample = tokenizer.decode(windows[0].tolist(), skip_special_tokens=False)
-            for window in windows.astype(stored):
-                writer.write(window.tobytes())
-        advance(sum(len(document.text.encode()) for document in batch))
-    return SplitManifest(**cut.counts(), sample=sample, shards=writer.finish())
+    sample, found = "", [0] * sources
+    for source, texts in itertools.groupby(documents, lambda document: document.source):
+        cut.start()
+        for batch in _in_batches(texts):
+            tokens = [[*ids, end] for ids in _encode(batch, tokenizer, spelled)]
+            for windows in cut.windows([np.array(ids, np.int64) for ids in tokens]):
+                if not sample and len(windows):
+                    sample = tokenizer.decode(windows[0].tolist(), skip_special_tokens=False)
+                for window in windows.astype(stored):
+                    writer.write(window.tobytes())
+                found[source] += len(windows)
+            advance(sum(len(document.text.encode()) for document in batch))
+    return SplitManifest(
+        **cut.counts(), windows_by_source=tuple(found), sample=sample, shards=writer.finish()
+    )
 
 
 def _encode(batch: list[Text], tokenizer: Tokenizer, spelled: list[bytes]) -> Iterator[list[int]]:
     """Yields the tokens of each document: all of its bytes, so no end token, which has none."""
     # "Fast" leaves out each token's place in the text, which nothing here reads.
-    encodings = tokenizer.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
-    for (text, where), encoding in zip(batch, encodings, strict=True):
+    encodings = tokenizer.encode_batch_fast([text for text, *_ in batch], add_special_tokens=False)
+    for (text, where, _), encoding in zip(batch, encodings, strict=True):
         check_exact(text, encoding.ids, spelled, where)
         yield encoding.ids
 
@@ -141,11 +151,13 @@ class _Cut:
     ):
         self._length, self._packing, self._gap = context_length, packing, gap
         self._end, self._bytes = end, token_bytes
+        self._counts, self._used = dict.fromkeys(_COUNTS, 0), 0
+        self.start()
+
+    def start(self) -> None:
+        """Begins a text."""
         # Tokens that wait for more; the first one is the last window's last one, if there is one.
-        self._rest = np.empty(0, np.int64)
-        names = (field.name for field in dataclasses.fields(SplitManifest))
-        self._counts = {name: 0 for name in names if name not in ("sample", "shards")}
-        self._used = 0
+        self._rest, self._is_start = np.empty(0, np.int64), True
 
     def windows(self, documents: list[np.ndarray]) -> Iterator[np.ndarray]:
         """Yields windows [N, context_length + 1]; documents come with their end tokens."""
@@ -160,9 +172,9 @@ class _Cut:
                 self._counts["too_short"] += not len(windows)
                 yield windows
         else:
-            is_start = not self._counts["windows"]
             tokens = np.concatenate([self._rest, *found])
-            windows = self._cut(tokens, is_start)
+            windows = self._cut(tokens, self._is_start)
+            self._is_start = self._is_start and not len(windows)
             self._rest = tokens[len(windows) * self._length :]
             yield windows
 

@@ -4,6 +4,7 @@ import platform
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from egattn._config import local_path
 from egattn._extras import import_extra
@@ -42,11 +43,12 @@ class Source:
         return self.files.skipped | ({"beyond max_bytes": left} if left else {})
 
 
-def open_source(config: PrepareConfig) -> Source:
+def open_source(source: str, config: PrepareConfig) -> Source:
     """Finds a source of text.
 
     Args:
-        config: Says where it is, and what of it is to be read.
+        source: One of the config's, without its weight.
+        config: Says what of it is to be read.
 
     Returns:
         The source, of which no document has been read.
@@ -58,22 +60,21 @@ def open_source(config: PrepareConfig) -> Source:
             not installed.
     """
     field = config.text_field
-    if config.source == "python":
+    if source == "python":
         words = f"standard library and installed packages of Python {platform.python_version()}"
         return Source(words, _some(_python_files(config), words, (".py",)), field)
-    if config.source.startswith("hf:"):
-        _check_no_patterns(config)
-        return Source(_described(config), _hugging_face(config), field)
-    path = local_path(Path(config.source))
+    if source.startswith("hf:"):
+        _check_no_patterns(source, config)
+        return Source(_described(source, config), _hugging_face(source, config), field)
+    path = local_path(Path(source))
     if path.is_dir():
-        patterns = {"include": config.include, "exclude": config.exclude}
-        files = _some(files_below([path], config.suffixes, **patterns), str(path), config.suffixes)
-        return Source(f"directory {path}", files, field)
+        files = _below([path], config.suffixes, config)
+        return Source(f"directory {path}", _some(files, str(path), config.suffixes), field)
     if not path.is_file():
         raise FileNotFoundError(
-            f"expected `python`, `hf:NAME` or an existing path as source, got {config.source!r}"
+            f"expected `python`, `hf:NAME` or an existing path as source, got {source!r}"
         )
-    _check_no_patterns(config)
+    _check_no_patterns(source, config)
     return Source(f"file {path}", one_file(path), field)
 
 
@@ -87,11 +88,11 @@ def _some(files: Files, where: str, suffixes: tuple[str, ...]) -> Files:
     return files
 
 
-def _check_no_patterns(config: PrepareConfig) -> None:
+def _check_no_patterns(source: str, config: PrepareConfig) -> None:
     if config.include or config.exclude:
         raise ValueError(
             f"expected a directory as source of which include and exclude choose files, got "
-            f"{config.source!r}"
+            f"{source!r}"
         )
 
 
@@ -101,25 +102,30 @@ def _python_files(config: PrepareConfig) -> Files:
     # The standard library's own site-packages may be another environment's; purelib and platlib
     # are this interpreter's.
     others = ("site-packages", "dist-packages")
-    patterns = {"include": config.include, "exclude": config.exclude}
-    return files_below(list(roots), (".py",), skip=others, follow=False, **patterns)
+    return _below(list(roots), (".py",), config, skip=others, follow=False)
 
 
-def _described(config: PrepareConfig) -> str:
-    words = [f"Hugging Face dataset {config.source.removeprefix('hf:')}"]
+def _below(
+    roots: list[Path], suffixes: tuple[str, ...], config: PrepareConfig, **options: Any
+) -> Files:
+    return files_below(roots, suffixes, include=config.include, exclude=config.exclude, **options)
+
+
+def _described(source: str, config: PrepareConfig) -> str:
+    words = [f"Hugging Face dataset {source.removeprefix('hf:')}"]
     words += [f"configuration {config.hf_config}"] if config.hf_config else []
     words += [f"revision {config.hf_revision}"] if config.hf_revision else []
     return ", ".join([*words, f"split {config.hf_split}"])
 
 
-def _hugging_face(config: PrepareConfig) -> Iterator[Document]:
+def _hugging_face(source: str, config: PrepareConfig) -> Iterator[Document]:
     datasets = import_extra("datasets", "hf", "this source")
     records = datasets.load_dataset(
-        config.source.removeprefix("hf:"),
+        source.removeprefix("hf:"),
         config.hf_config,
         split=config.hf_split,
         revision=config.hf_revision,
         streaming=True,
     )
-    places = ((f"{config.source} row {number}", record) for number, record in enumerate(records, 1))
+    places = ((f"{source} row {number}", record) for number, record in enumerate(records, 1))
     return (Document(text_of(record, config.text_field, where), where) for where, record in places)

@@ -26,8 +26,12 @@ def print_summary(out: Path, manifest: Manifest) -> None:
             f"  one document, cut by position: the first {manifest.context_length + 1} tokens of "
             f"validation are dropped as a gap"
         )
-    if manifest.files:
-        print(f"  files: {manifest.files} read, {_skipped(manifest.skipped)}")
+    for number, source in enumerate(manifest.sources):
+        if len(manifest.sources) > 1:
+            windows = manifest.splits["train"].windows_by_source[number]
+            print(f"  {source.source}: {windows} train windows for {source.weight} of the examples")
+        if source.files:
+            print(f"  files: {source.files} read, {_skipped(source.skipped)}")
     left_out = f"{manifest.duplicates} duplicates, {manifest.non_utf8} not UTF-8, "
     left_out += f"{manifest.empty} empty"
     if manifest.packing == "paper":

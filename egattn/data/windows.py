@@ -1,7 +1,9 @@
 """The reading side: batches of windows, chosen by one global example index."""
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,7 +71,7 @@ def batches(
         batch_size: Examples per step over all processes.
         context_length: Predictions per row; shorter than the data's windows crops each window to
             its first `context_length + 1` tokens.
-        seed: Chooses the order.
+        seed: Chooses the order. Several sources have their shares of the examples, evenly spread.
         start_index: Global index of the first example.
         process_index: This process.
         process_count: Processes that share each batch. Each gets the same number of consecutive
@@ -95,7 +97,7 @@ def batches(
     first = start_index + process_index * rows
     # Steps, not examples, are what the threads share out, and the order is computed from indices
     # alone: it depends neither on the threads nor on the processes.
-    order = _order(reader.length, seed)
+    order = _order(manifest, split, seed)
 
     def read_step(step: int) -> Int32[np.ndarray, "rows tokens"]:
         start = first + step * batch_size
@@ -112,14 +114,51 @@ def windows_of_batch(
 
     Window `w` is row `w` of the split's shards, one after the other. Arguments are as in `batches`.
     """
-    order = _order(manifest.splits[split].windows, seed)
+    order = _order(manifest, split, seed)
     return [order(index) for index in range((step - 1) * batch_size, step * batch_size)]
 
 
-def _order(windows: int, seed: int) -> Callable[[int], int]:
+def _order(manifest: Manifest, split: str, seed: int) -> Callable[[int], int]:
     """Window of each example of the endless sequence."""
-    order = grain.MapDataset.range(windows).seed(seed).shuffle().repeat(None)
-    return cast(Callable[[int], int], order.__getitem__)
+    stops = list(itertools.accumulate(manifest.splits[split].windows_by_source))
+    orders = [
+        cast(Callable[[int], int], _shuffled(start, stop, seed).__getitem__)
+        for start, stop in itertools.pairwise([0, *stops])
+    ]
+    if len(orders) == 1:
+        return orders[0]
+    ratios = _ratios([Fraction(source.weight) for source in manifest.sources])
+
+    def order(index: int) -> int:
+        source, example = _place(index, ratios)
+        return orders[source](example)
+
+    return order
+
+
+def _shuffled(start: int, stop: int, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.range(start, stop).seed(seed).shuffle().repeat(None)
+
+
+def _ratios(shares: list[Fraction]) -> list[Fraction]:
+    """Share of each source in what those before it leave."""
+    before = itertools.accumulate(shares, initial=Fraction(0))
+    return [share / (1 - taken) for share, taken in zip(shares, before, strict=False)]
+
+
+def _place(index: int, ratios: list[Fraction]) -> tuple[int, int]:
+    """Source of an example of a mixture, and which of the source's examples it is.
+
+    Of the first `n` examples `floor(n * ratio)` are the first source's; the others share what is
+    left in the same way.
+    """
+    *others, _ = ratios
+    for source, ratio in enumerate(others):
+        before, after = (n * ratio.numerator // ratio.denominator for n in (index, index + 1))
+        if after > before:
+            return source, before
+        index -= before
+    return len(others), index
 
 
 def evaluation_batches(

@@ -61,7 +61,7 @@ def main(config: Config) -> Manifest:
 def _copy_installed(directory: Path) -> None:
     """The documents of the other studies."""
     directory.mkdir()
-    for number, document in enumerate(open_source(PrepareConfig())):
+    for number, document in enumerate(open_source("python", PrepareConfig())):
         (directory / f"{number:06}.py").write_bytes(document.text)
 
 

@@ -20,7 +20,7 @@ def prepared(folder: Path, texts: list[str], **changes) -> tuple[Path, Manifest]
     source = folder / "corpus.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     options = {"context_length": 8, "vocab_size": 300, "validation_fraction": 0.3} | changes
-    return folder / "data", prepare(PrepareConfig(folder / "data", str(source), **options))
+    return folder / "data", prepare(PrepareConfig(folder / "data", (str(source),), **options))
 
 
 class TestExact:
@@ -61,13 +61,13 @@ class TestExact:
             prepared(tmp_path, ["a <tag> b", *TEXTS], tokenizer=tmp_path / "tokenizer.json")
 
     def test_an_end_token_that_text_can_give(self, tmp_path):
-        tokenizer = json.loads(train_tokenizer(["lines " * 9] * 9, 300).to_str())
-        # What merging "l" and "i" gives.
-        index = tokenizer["model"]["vocab"]["li"]
-        tokenizer["added_tokens"][0] |= {"id": index, "content": "li"}
+        tokenizer = json.loads(train_tokenizer(["in " * 9] * 9, 300).to_str())
+        # What merging "i" and "n" gives.
+        index = tokenizer["model"]["vocab"]["in"]
+        tokenizer["added_tokens"][0] |= {"id": index, "content": "in"}
         (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
         with pytest.raises(ValueError, match=r"corpus\.jsonl:1: the tokenizer does not give back"):
-            prepared(tmp_path, TEXTS, tokenizer=tmp_path / "tokenizer.json", end_token="li")
+            prepared(tmp_path, TEXTS, tokenizer=tmp_path / "tokenizer.json", end_token="in")
 
 
 class TestOneDocument:
@@ -102,7 +102,7 @@ class TestOneDocument:
     def test_that_is_a_text_file(self, tmp_path, text):
         (tmp_path / "one.txt").write_text(text)
         config = PrepareConfig(
-            tmp_path / "data", str(tmp_path / "one.txt"), context_length=8, vocab_size=300
+            tmp_path / "data", (str(tmp_path / "one.txt"),), context_length=8, vocab_size=300
         )
         manifest = prepare(config)
         assert {split.documents for split in manifest.splits.values()} == {1}

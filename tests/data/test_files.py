@@ -27,7 +27,7 @@ LINES = b'{"text": "one"}\n{"text": "two"}\n'
 
 
 def read(source: Path, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list[bytes], Source]:
-    opened = open_source(PrepareConfig(source=str(source), suffixes=suffixes))
+    opened = open_source(str(source), PrepareConfig(suffixes=suffixes))
     return sorted(document.text for document in opened), opened
 
 
@@ -62,7 +62,7 @@ class TestCounts:
         text = "some words of a text "
         write(tmp_path / "corpus", {f"{n}.txt": (str(n) + text * n)[:n].encode() for n in sizes})
         config = PrepareConfig(
-            tmp_path / "data", str(tmp_path / "corpus"), vocab_size=300, context_length=8,
+            tmp_path / "data", (str(tmp_path / "corpus"),), vocab_size=300, context_length=8,
             validation_fraction=0.3,
         )  # fmt: skip
         manifest = prepare(config)
@@ -76,18 +76,18 @@ class TestCounts:
     def test_patterns_choose_files_by_their_paths(self, tmp_path):
         names = ("src/a.txt", "src/deep/b.txt", "src/deep/c_test.txt", "old/d.txt", "e.txt")
         write(tmp_path, {name: name.encode() for name in names})
-        config = PrepareConfig(source=str(tmp_path), suffixes=SUFFIXES, include=("src/*", "e.*"))
+        config = PrepareConfig(suffixes=SUFFIXES, include=("src/*", "e.*"))
         for exclude, left, skipped in [
             ((), names[:3] + names[4:], {"not included": 1}),
             (("*_test.txt",), ("e.txt", *names[:2]), {"not included": 1, "excluded": 1}),
         ]:
-            source = open_source(dataclasses.replace(config, exclude=exclude))
+            source = open_source(str(tmp_path), dataclasses.replace(config, exclude=exclude))
             assert sorted(document.text.decode() for document in source) == sorted(left)
             assert source.skipped == skipped
         with pytest.raises(ValueError, match=r"no file in .* is included; skipped: 5 not included"):
-            open_source(dataclasses.replace(config, include=("*.py",)))
+            open_source(str(tmp_path), dataclasses.replace(config, include=("*.py",)))
         with pytest.raises(ValueError, match=r"expected a directory as source .*e\.txt"):
-            open_source(dataclasses.replace(config, source=str(tmp_path / "e.txt")))
+            open_source(str(tmp_path / "e.txt"), config)
 
     def test_rare_endings_are_counted_together(self, tmp_path):
         write(tmp_path, {f"{i}.e{i}": b"" for i in range(30)} | {"a.txt": b"a"})
@@ -123,12 +123,13 @@ class TestCounts:
         write(tmp_path / "corpus", {f"{i}.txt": f"{i} word ".encode() * 40 for i in range(50)})
         manifest = prepare(
             PrepareConfig(
-                tmp_path / "data", str(tmp_path / "corpus"), max_bytes=3000, vocab_size=300,
+                tmp_path / "data", (str(tmp_path / "corpus"),), max_bytes=3000, vocab_size=300,
                 context_length=8, validation_fraction=0.3,
             )
         )  # fmt: skip
-        assert manifest.files + manifest.skipped["beyond max_bytes"] == 50
-        assert 0 < manifest.files < 20
+        (source,) = manifest.sources
+        assert source.files + source.skipped["beyond max_bytes"] == 50
+        assert 0 < source.files < 20
 
 
 class TestCompressed:
@@ -178,7 +179,7 @@ class TestNotUtf8:
     def prepared(self, folder: Path, source: Path):
         return prepare(
             PrepareConfig(
-                folder / "data", str(source), vocab_size=300, context_length=8,
+                folder / "data", (str(source),), vocab_size=300, context_length=8,
                 validation_fraction=0.3,
             )
         )  # fmt: skip
@@ -220,14 +221,15 @@ class TestFingerprint:
     def config(self, tmp_path) -> PrepareConfig:
         write(tmp_path / "corpus", {f"{i}.txt": f"{i} word ".encode() * 9 for i in range(40)})
         return PrepareConfig(
-            tmp_path / "data", str(tmp_path / "corpus"), vocab_size=300, context_length=8,
+            tmp_path / "data", (str(tmp_path / "corpus"),), vocab_size=300, context_length=8,
             validation_fraction=0.3,
         )  # fmt: skip
 
     def test_of_an_unchanged_source_is_compared(self, config, capsys):
         manifest = prepare(config)
-        assert manifest.sources is not None
-        assert manifest.sources.files == 40
+        (source,) = manifest.sources
+        assert source.fingerprint is not None
+        assert source.fingerprint.files == 40
         capsys.readouterr()
         assert prepare(config) == manifest
         assert "names, sizes and times of the source unchanged" in capsys.readouterr().out
@@ -235,9 +237,9 @@ class TestFingerprint:
     @pytest.mark.parametrize("change", ["more", "less", "size", "text", "name"])
     def test_of_a_changed_source_is_not_up_to_date(self, config, change):
         prepare(config)
-        path = Path(config.source, "3.txt")
+        path = Path(config.source[0], "3.txt")
         if change == "more":
-            Path(config.source, "more.txt").write_text("more")
+            Path(config.source[0], "more.txt").write_text("more")
         elif change == "less":
             path.unlink()
         elif change == "name":
@@ -251,7 +253,7 @@ class TestFingerprint:
 
     def test_of_the_same_text_at_another_time_is_up_to_date(self, config, capsys):
         manifest = prepare(config)
-        for path in Path(config.source).iterdir():
+        for path in Path(config.source[0]).iterdir():
             os.utime(path, (1, 1))
         capsys.readouterr()
         assert prepare(config) == manifest
@@ -259,7 +261,7 @@ class TestFingerprint:
 
     def test_what_is_gone_is_not_compared(self, config, capsys):
         manifest = prepare(config)
-        shutil.rmtree(config.source)
+        shutil.rmtree(config.source[0])
         capsys.readouterr()
         assert prepare(config) == manifest
         assert "the source is not here" in capsys.readouterr().out

@@ -21,7 +21,7 @@ def prepared(folder: Path, texts: list[str], **changes) -> tuple[Path, Manifest]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     options = {"context_length": 8, "vocab_size": 257, "validation_fraction": 0.3} | changes
     out = folder / changes.get("packing", "concat")
-    return out, prepare(PrepareConfig(out, str(source), **options))
+    return out, prepare(PrepareConfig(out, (str(source),), **options))
 
 
 def spelled(directory: Path, end: int) -> dict[int, bytes]:

@@ -57,7 +57,7 @@ def write_corpus(folder: Path, count: int = 40) -> dict[str, str]:
 def config_for(folder: Path, **changes) -> PrepareConfig:
     defaults: dict[str, Any] = {
         "out": folder / "data",
-        "source": str(folder / "corpus"),
+        "source": (str(folder / "corpus"),),
         "context_length": CONTEXT,
         # Windows are then of one document each, and known by it.
         "packing": "paper",
@@ -132,7 +132,7 @@ class TestWindows:
         lines = [json.dumps({"text": text}) for text in texts]
         (tmp_path / "letters.jsonl").write_text("\n".join(lines))
         source = str(tmp_path / "letters.jsonl")
-        manifest = prepare(config_for(tmp_path, source=source, vocab_size=257))
+        manifest = prepare(config_for(tmp_path, source=(source,), vocab_size=257))
         assert manifest.vocab_size == 257
         splits = manifest.splits.values()
         assert sum(s.windows for s in splits) == sum(len(t) // CONTEXT for t in texts)
@@ -243,7 +243,7 @@ class TestSplit:
         for count in (60, 120):
             source, out = tmp_path / f"{count}.jsonl", tmp_path / f"{count}"
             write_jsonl(source, names[:count])
-            manifest = prepare(config_for(tmp_path, source=str(source), out=out))
+            manifest = prepare(config_for(tmp_path, source=(str(source),), out=out))
             sides.append([first_lines(out, manifest, s) for s in ("train", "validation")])
         (small_train, small_validation), (train, validation) = sides
         assert small_train < train
@@ -252,7 +252,7 @@ class TestSplit:
     def test_has_about_the_share_asked_for(self, tmp_path):
         source = tmp_path / "many.jsonl"
         write_jsonl(source, [f"document {i}" for i in range(1500)])
-        manifest = prepare(config_for(tmp_path, source=str(source)))
+        manifest = prepare(config_for(tmp_path, source=(str(source),)))
         deviation = (0.25 * 0.75 / 1500) ** 0.5
         assert abs(manifest.splits["validation"].documents / 1500 - 0.25) < 4 * deviation
 
@@ -262,7 +262,7 @@ class TestSplit:
         lines = [json.dumps({"text": " ".join([word] * 30)}) for word in words]
         (tmp_path / "words.jsonl").write_text("\n".join(lines))
         source = str(tmp_path / "words.jsonl")
-        manifest = prepare(config_for(tmp_path, source=source, vocab_size=60_000))
+        manifest = prepare(config_for(tmp_path, source=(source,), vocab_size=60_000))
         vocabulary = json.loads((tmp_path / "data/tokenizer.json").read_text())["model"]["vocab"]
         learned = sum(f"Ġ{word}" in vocabulary for word in words)
         assert learned == manifest.splits["train"].documents < len(words)

@@ -37,7 +37,7 @@ def directory(tmp_path_factory) -> Path:
     (folder / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     config = PrepareConfig(
         out=folder / "data",
-        source=str(folder / "corpus.jsonl"),
+        source=(str(folder / "corpus.jsonl"),),
         context_length=CONTEXT,
         vocab_size=300,
         validation_fraction=0.2,
@@ -246,15 +246,16 @@ def change_manifest(directory: Path, change) -> None:
 def to_first_format(values: dict[str, Any]) -> None:
     """Takes away what a manifest did not say before documents were packed."""
     values["format_version"] = 1
-    for name in ("packing", "sources", "tokenizer_file_sha256", "files", "skipped", "split_by"):
+    for name in ("packing", "sources", "tokenizer_file_sha256", "split_by"):
         del values[name]
+    (values["config"]["source"],) = values["config"]["source"]
     del values["non_utf8_places"], values["longest"]
     for name in ("packing", "include", "exclude", "end_token"):
         del values["config"][name]
     for name in ("hf_config", "hf_split", "hf_revision"):
         del values["config"][name]
     for split in values["splits"].values():
-        del split["end_tokens"], split["sample"]
+        del split["end_tokens"], split["sample"], split["windows_by_source"]
 
 
 class TestDamage:

@@ -85,7 +85,7 @@ def hook(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(hook)
-prepare(PrepareConfig(out=folder / "data", source=str(folder / "corpus"), context_length=16,
+prepare(PrepareConfig(out=folder / "data", source=(str(folder / "corpus"),), context_length=16,
                       vocab_size=400, validation_fraction=0.25))
 """
 
@@ -117,7 +117,7 @@ class TestInterruption:
         source = (tmp_path / "corpus").rename(tmp_path / "corpus.jsonl")
         source.write_text(source.read_text() + "{broken\n")
         with pytest.raises(ValueError, match=r"corpus\.jsonl:51: expected one JSON object"):
-            prepare(config_for(tmp_path, source=str(source)))
+            prepare(config_for(tmp_path, source=(str(source),)))
         assert listing(tmp_path) == ["corpus.jsonl"]
 
     def test_two_runs_at_once_are_refused(self, tmp_path):

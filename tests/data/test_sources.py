@@ -5,6 +5,7 @@ import sys
 import sysconfig
 import types
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -17,8 +18,8 @@ SUFFIXES = (".txt", ".py", ".jsonl", ".parquet")
 
 
 def documents(source: str | Path, text_field: str = "text") -> list[bytes]:
-    config = PrepareConfig(source=str(source), text_field=text_field, suffixes=SUFFIXES)
-    return [document.text for document in open_source(config)]
+    config = PrepareConfig(text_field=text_field, suffixes=SUFFIXES)
+    return [document.text for document in open_source(str(source), config)]
 
 
 class TestFiles:
@@ -127,8 +128,8 @@ class TestHuggingFace:
             ValueError, match="hf:owner/name row 1: expected the field 'text', got the"
         ):
             documents("hf:owner/name")
-        options = {"hf_config": "raw", "hf_split": "test", "hf_revision": "v2"}
-        source = open_source(PrepareConfig(source="hf:owner/name", **options))
+        options: dict[str, Any] = {"hf_config": "raw", "hf_split": "test", "hf_revision": "v2"}
+        source = open_source("hf:owner/name", PrepareConfig(**options))
         described = "Hugging Face dataset owner/name, configuration raw, revision v2, split test"
         assert source.description == described
         assert asked[0] == ("owner/name", None, "train", None, True)
@@ -137,12 +138,12 @@ class TestHuggingFace:
     def test_without_datasets_names_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", None)
         with pytest.raises(ValueError, match=r"needs datasets.*pip install 'egattn\[hf\]'"):
-            open_source(PrepareConfig(source="hf:owner/name"))
+            open_source("hf:owner/name", PrepareConfig())
 
 
 class TestPython:
     def test_gives_the_standard_library_and_the_installed_packages(self):
-        source = open_source(PrepareConfig())
+        source = open_source("python", PrepareConfig())
         assert f"Python {sys.version_info.major}.{sys.version_info.minor}." in source.description
         found = {document.text for document in source}
         for module in (json, types, pytest, pyarrow):

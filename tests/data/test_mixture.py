@@ -1,0 +1,146 @@
+"""Several sources: each has its share of the examples, whoever asks for which part of them."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from egattn.data import Manifest, PrepareConfig, batches, load_manifest, prepare, windows_of_batch
+from egattn.data.windows import _place, _ratios
+from tests.data.test_prepare import read_windows
+from tests.data.test_rerun import listing
+
+# Letters, so that a token, which is a byte, says where it is from.
+LETTERS = ("abc", "xyz")
+
+
+def prepared(folder: Path, out: str, weights: tuple[str, ...] = ("0.7", "0.3")) -> Manifest:
+    for number, letters in enumerate(LETTERS):
+        texts = [(letters[i % 3] * (i + 5)) for i in range(60)]
+        lines = [json.dumps({"text": text}) + "\n" for text in texts]
+        (folder / f"{number}.jsonl").write_text("".join(lines))
+    sources = (f"{folder}/{number}.jsonl:{weight}" for number, weight in enumerate(weights))
+    return prepare(
+        PrepareConfig(
+            folder / out, tuple(sources), context_length=8, vocab_size=257, validation_fraction=0.2
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mixture")
+    prepared(folder, "data")
+    return folder / "data"
+
+
+def letters_of(directory: Path, windows: np.ndarray) -> list[set[str]]:
+    vocabulary = json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]
+    spelled = {index: token for token, index in vocabulary.items()}
+    return [{spelled[i] for i in window} - {"<|endoftext|>"} for window in windows.tolist()]
+
+
+def taken(directory: Path, count: int, **options) -> np.ndarray:
+    found = batches(
+        directory, load_manifest(directory), "train", batch_size=10, context_length=8, seed=3,
+        **options,
+    )  # fmt: skip
+    return np.concatenate([next(found) for _ in range(count)])
+
+
+def test_no_window_is_of_two_sources(directory):
+    manifest = load_manifest(directory)
+    for name, split in manifest.splits.items():
+        windows = read_windows(directory, manifest, name)
+        first, second = split.windows_by_source
+        assert len(windows) == first + second == split.windows
+        found = letters_of(directory, np.array(windows))
+        assert all(letters <= set("abc") for letters in found[:first])
+        assert all(letters <= set("xyz") for letters in found[first:])
+        assert split.tokens == split.windows * 8 + 2 + split.dropped_tokens
+
+
+def test_examples_have_the_shares_asked_for_and_every_window_comes(directory):
+    manifest = load_manifest(directory)
+    first, second = manifest.splits["train"].windows_by_source
+    rows = taken(directory, 100)
+    found = [letters <= set("abc") for letters in letters_of(directory, rows)]
+    for count in (10, 50, 990, 1000):
+        assert abs(sum(found[:count]) - 0.7 * count) <= 1
+    chosen = [
+        window
+        for step in range(1, 101)
+        for window in windows_of_batch(manifest, "train", batch_size=10, seed=3, step=step)
+    ]
+    windows = np.array(read_windows(directory, manifest, "train"))
+    np.testing.assert_array_equal(windows[chosen], rows)
+    # One pass over a source takes each of its windows once.
+    for start, count in ((0, first), (first, second)):
+        passed = [window for window in chosen if start <= window < start + count][:count]
+        assert sorted(passed) == list(range(start, start + count))
+
+
+def test_one_number_is_the_whole_state_on_any_number_of_processes(directory):
+    whole = taken(directory, 20)
+    np.testing.assert_array_equal(taken(directory, 13, start_index=70), whole[70:])
+    parts = [taken(directory, 20, process_index=i, process_count=2) for i in range(2)]
+    together = np.concatenate([part.reshape(20, 5, 9) for part in parts], axis=1)
+    np.testing.assert_array_equal(together.reshape(-1, 9), whole)
+
+
+def test_other_weights_are_other_data(directory, tmp_path):
+    manifest, other = load_manifest(directory), prepared(tmp_path, "data", ("1", "1"))
+    assert [source.weight for source in manifest.sources] == ["7/10", "3/10"]
+    assert [source.weight for source in other.sources] == ["1/2", "1/2"]
+    assert other.splits == manifest.splits
+    assert other.sha256 != manifest.sha256
+
+
+def test_are_up_to_date_one_by_one(tmp_path, capsys):
+    manifest = prepared(tmp_path, "data")
+    shown = capsys.readouterr().out
+    assert f"1.jsonl: {manifest.splits['train'].windows_by_source[1]} train windows for 3/10" in (
+        shown
+    )
+    (tmp_path / "data").rename(tmp_path / "kept")
+    prepared(tmp_path, "kept")
+    assert capsys.readouterr().out.count("the source has other times and the same text") == 2
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (("{0}/0.jsonl:0.7", "{0}/1.jsonl"), r"the weight of each of several sources.*1\.jsonl'"),
+        (("{0}/0.jsonl:0", "{0}/1.jsonl:1"), r"the weight of each .*0\.jsonl:0'"),
+        (("{0}/0.jsonl:0.7", "{0}/0.jsonl:0.3"), "expected several sources to differ"),
+        (("{0}/0.jsonl:0.7", "{0}/few.jsonl:0.3"), r"one train window in file .*few\.jsonl"),
+    ],
+)
+def test_impossible_mixtures_are_refused(directory, tmp_path, sources, message):
+    (directory.parent / "few.jsonl").write_text('{"text": "few"}\n')
+    named = tuple(source.format(directory.parent) for source in sources)
+    with pytest.raises(ValueError, match=message):
+        prepare(PrepareConfig(tmp_path / "data", named, context_length=8, vocab_size=257))
+    assert listing(tmp_path) == []
+
+
+@given(
+    st.lists(st.fractions(min_value=Fraction(1, 50), max_value=9), min_size=1, max_size=5),
+    st.integers(0, 10**12),
+)
+def test_shares_are_evenly_spread_from_any_place(weights, start):
+    shares = [weight / sum(weights) for weight in weights]
+    ratios = _ratios(shares)
+    first = [_place(start + i, ratios) for i in range(60)]
+    counts = {}
+    for source, example in first:
+        # Examples of a source come one after the other.
+        assert example == counts.get(source, example)
+        counts[source] = example + 1
+    for source, share in enumerate(shares):
+        taken = sum(found == source for found, _ in first)
+        assert abs(taken - 60 * share) <= len(shares)
