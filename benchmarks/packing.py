@@ -131,7 +131,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     data = {packing: prepared(config, packing) for packing in config.packings}
     unit = data["concat"]
     whole, tokenizer = load_manifest(unit), load_tokenizer_of(unit)[0]
-    texts = [json.loads(line)["text"] for line in (config.root / "functions.jsonl").open()]
+    lines = (config.root / "functions.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
     lengths = np.array([len(tokenizer.encode(text).ids) + 1 for text in texts])
     prompt = tokenizer.encode("def").ids
     short = float((lengths <= whole.context_length).mean())

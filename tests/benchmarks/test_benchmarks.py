@@ -161,10 +161,13 @@ def test_impossible_options_end_in_one_line(config, changes):
         config(**changes)
 
 
-def test_packing_measures_where_documents_end(tmp_path):
-    config = packing.Config(tmp_path, steps=2, functions=400, samples=4, out=tmp_path)
+def test_packing_measures_where_documents_end(tmp_path, monkeypatch):
+    found = [f"def f_{i}(x):\n    return x + {i}\n" * (1 + i % 5) for i in range(400)]
+    monkeypatch.setattr(packing, "functions", lambda: found)
+    packings = ("concat", "segments")
+    config = packing.Config(tmp_path, packings, steps=1, samples=2, out=tmp_path)
     rows = packing.main(config)
-    assert [row["net"] for row in rows] == ["the corpus", "paper", "concat", "segments"]
-    assert rows[1]["ends kept"] < 0.1 < 0.9 < rows[2]["ends kept"] == rows[3]["ends kept"]
+    assert [row["net"] for row in rows] == ["the corpus", *packings]
+    assert 0.9 < rows[1]["ends kept"] == rows[2]["ends kept"]
     assert all(row["mean length"] > 1 and 0 <= row["end within T"] <= 1 for row in rows)
     assert read(tmp_path, "packing")["rows"] == rows

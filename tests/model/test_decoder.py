@@ -209,27 +209,20 @@ class TestForward:
         assert jnp.array_equal(a.logits[:, :10], b.logits[:, :10])
         assert not jnp.allclose(a.logits[:, 10:], b.logits[:, 10:])
 
-    def test_segments_do_not_see_each_other(self, tokens):
-        config = preset("sm_ln_g")
-        variables = init(config, tokens)
-        segments = jnp.where(jnp.arange(24) < 10, 0, 1)[None].repeat(2, 0)
-        changed = tokens.at[:, 3].set((tokens[:, 3] + 1) % 300)
-        run = jax.jit(egattn.Decoder(config).apply)
-        a, b = (run(variables, t, segments) for t in (tokens, changed))
-        assert jnp.array_equal(a.logits[:, 10:], b.logits[:, 10:])
-        assert not jnp.allclose(a.logits[:, 3:10], b.logits[:, 3:10])
-
-    @pytest.mark.parametrize("name", ["sm_ln_g", "ereg_sm_t_scfuffn"])
-    def test_a_segment_is_as_if_alone(self, tokens, name):
-        config = preset(name)
+    def test_a_segment_is_as_if_alone(self, tokens):
+        config = preset("ereg_sm_t_scfuffn")
         variables = perturbed(init(config, tokens))
         segments = jnp.where(jnp.arange(24) < 10, 4, 1)[None].repeat(2, 0)
         run = jax.jit(egattn.Decoder(config).apply)
         packed = run(variables, tokens, segments)
-        for place in (slice(10), slice(10, None)):
-            alone = run(variables, tokens[:, place])
-            np.testing.assert_allclose(packed.logits[:, place], alone.logits, atol=2e-5)
-            np.testing.assert_allclose(packed.entropy[..., place], alone.entropy, atol=2e-5)
+        for start, stop in ((0, 10), (10, 24)):
+            # What follows changes nothing, and one length compiles once.
+            alone = run(variables, jnp.roll(tokens, -start, 1))
+            for found, expected in (
+                (packed.logits[:, start:stop], alone.logits[:, : stop - start]),
+                (packed.entropy[..., start:stop], alone.entropy[..., : stop - start]),
+            ):
+                np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Packed documents that do not see each other: in a step, in an evaluation, in whole runs."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -14,10 +15,16 @@ from egattn.data import load_manifest
 from egattn.model.segments import restarted_positions, segment_ids
 from egattn.sharding import make_mesh
 from egattn.train.config import PenaltyConfig
-from egattn.train.step import batch_gradient, device_batch, init_state, make_eval_step
+from egattn.train.step import (
+    batch_gradient,
+    device_batch,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 from tests.inspect.inspecting import run_of
 from tests.train.test_step import config, one_device
-from tests.training import EREG, TRAIN, numbers, records, refused
+from tests.training import TRAIN, records, refused
 from tests.training import egattn as command
 
 END = 0
@@ -38,15 +45,19 @@ def test_end_tokens_belong_to_the_document_they_end():
     np.testing.assert_array_equal(restarted_positions(ids), expected)
 
 
+@functools.cache
+def network(model: egattn.DecoderConfig):
+    return jax.jit(egattn.Decoder(model).apply)
+
+
 def alone(c, variables, tokens: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """Cross entropies summed, entropies [L, H, T] and keys seen of a window, by documents."""
     starts = [0, *(i + 1 for i in np.flatnonzero(tokens[:-1] == END) if i + 1 < len(tokens) - 1)]
-    run = jax.jit(egattn.Decoder(c.model).apply)
     loss, entropies, keys = 0.0, [], []
     for start, stop in zip(starts, [*starts[1:], len(tokens) - 1], strict=True):
         # What follows changes nothing in a causal network, and one length compiles once.
         padded = np.pad(tokens[start:stop], (0, len(tokens) - 1 - (stop - start)))
-        output = run(variables, jnp.asarray(padded[None]))
+        output = network(c.model)(variables, jnp.asarray(padded[None]))
         logits = np.asarray(output.logits[0, : stop - start], np.float64)
         targets = tokens[start + 1 : stop + 1]
         chosen = logits[np.arange(len(targets)), targets]
@@ -58,33 +69,22 @@ def alone(c, variables, tokens: np.ndarray) -> tuple[float, np.ndarray, np.ndarr
 
 def test_a_step_is_that_of_each_document_alone():
     penalty = PenaltyConfig(weight=0.1, ceiling="row", reduction="mean")
-    c = config(penalty=penalty, init_std=0.1)
-    mesh, tokens = one_device(), windows()
+    c = config(penalty=penalty, init_std=0.1, accumulation=2)
+    mesh, tokens = make_mesh("replica=2,context=2,tensor=2"), windows()
     state = init_state(c, mesh)
     run = jax.jit(lambda state, rows: batch_gradient(c, mesh, state, rows, document_end=END))
     _, _, metrics = run(state, device_batch(c, mesh, tokens))
-    found = [alone(c, {"params": state.params}, row) for row in tokens]
+    params = jax.device_get(state.params)
+    found = [alone(c, {"params": params}, row) for row in tokens]
     loss = sum(loss for loss, *_ in found) / tokens[:, 1:].size
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     entropy = np.stack([entropy for _, entropy, _ in found], 1)
     np.testing.assert_allclose(metrics["head_entropy"], entropy.mean((1, 3)), rtol=1e-4)
     ceiling = np.log(np.stack([keys for *_, keys in found]).astype(np.float64))
-    threshold = np.asarray(state.params["threshold"])[:, None, :, None]
+    threshold = np.asarray(params["threshold"])[:, None, :, None]
     delta = np.abs(entropy - threshold * ceiling[:, None])
     cost = np.where(delta <= 0.2 * ceiling[:, None], 0, delta**2).mean()
     np.testing.assert_allclose(metrics["penalty"], cost, rtol=1e-4)
-
-
-@pytest.mark.parametrize("axes", ["replica=8", "replica=2,context=2,tensor=2"])
-def test_a_mesh_and_microbatches_change_nothing(axes):
-    tokens, found = windows(), []
-    for mesh, accumulation in ((one_device(), 1), (make_mesh(axes), 1), (one_device(), 4)):
-        c = config(accumulation=accumulation)
-        state = init_state(c, mesh)
-        run = jax.jit(lambda s, rows, c=c, mesh=mesh: batch_gradient(c, mesh, s, rows, None, END))
-        found.append(jax.device_get(run(state, device_batch(c, mesh, tokens))))
-    for other in found[1:]:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found[0], other)
 
 
 def test_an_evaluation_is_that_of_each_document_alone():
@@ -108,30 +108,28 @@ def both(tmp_path_factory) -> dict[str, Path]:
     return {packing: root / packing for packing in ("concat", "segments")}
 
 
-def test_runs_replay_and_evaluate_as_they_trained(both, tmp_path, capsys):
-    for packing in both:
-        command(f"train {{0}} --data {{1}} {EREG}", tmp_path / packing, both[packing])
-    assert numbers(tmp_path / "concat") != numbers(tmp_path / "segments")
-    capsys.readouterr()
-    run = tmp_path / "segments"
-    command("replay {0} --step 7", run)
-    assert "as recorded, to the bit" in capsys.readouterr().out
-    values = run_of(capsys, "{0}", run)
-    assert values["data"]["state"] == "same"
-    manifest = load_manifest(both["segments"])
-    assert manifest.document_end == manifest.end_token_id
-    assert load_manifest(both["concat"]).document_end is None
-    assert "data" in refused(capsys, f"train {{0}} --data {{1}} {EREG}", run, both["concat"])
-    command("evaluate {0} --json", run)
-    (last,) = (r for r in records(run, "validation") if r["step"] == 8)
-    loss = json.loads(capsys.readouterr().out)["loss"]
-    assert loss == pytest.approx(last["loss"], rel=1e-6)
+def test_runs_replay_and_evaluate_as_they_trained(both, tmp_path, capsys, monkeypatch):
+    ends = []
 
+    def step(*args, document_end):
+        ends.append(document_end)
+        return make_train_step(*args, document_end=document_end)
 
-def test_windows_longer_than_the_context_are_said(both, tmp_path, capsys):
+    monkeypatch.setattr("egattn.train.task.make_train_step", step)
+    run, manifest = tmp_path / "segments", load_manifest(both["segments"])
+    # Windows are longer than the context, which is said.
+    words = f"train {{0}} --data {{1}} {TRAIN} --steps 4 --model.context-length 16"
     said = "of the 32 predictions of each window in .* the first 16 are used, 50% of the data"
-    short = f"{TRAIN} --steps 1 --model.context-length 16"
-    command(f"train {{0}} --data {{1}} {short}", tmp_path / "run", both["concat"])
+    command(words, run, both["segments"])
     assert re.search(said, capsys.readouterr().out)
-    command("evaluate {0}", tmp_path / "run")
-    assert re.search(said, capsys.readouterr().err)
+    assert ends == [manifest.end_token_id]
+    assert load_manifest(both["concat"]).document_end is None
+    command("replay {0} --step 3", run)
+    assert "as recorded, to the bit" in capsys.readouterr().out
+    assert run_of(capsys, "{0}", run)["data"]["state"] == "same"
+    assert "data" in refused(capsys, words, run, both["concat"])
+    command("evaluate {0} --json", run)
+    (last,) = records(run, "validation")
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["loss"] == pytest.approx(last["loss"], rel=1e-6)
+    assert re.search(said, shown.err)
