@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 
@@ -75,15 +75,25 @@ def write_corpus(path: Path, size: int) -> None:
             copy += 1
 
 
-def measured(*words: str) -> tuple[float, float]:
-    """Seconds that a program takes in a process of its own, and its largest memory in MiB."""
+class Cost(NamedTuple):
+    """What a program took in a process of its own."""
+
+    seconds: float
+    cpu_seconds: float
+    memory: float
+    """The most that it held, MiB."""
+
+
+def measured(*words: str) -> Cost:
+    """Runs a program in a process of its own."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", *words], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(words[1:])} ended with {process.returncode}")
-    return time.perf_counter() - start, used.ru_maxrss / 1024
+    spent = used.ru_utime + used.ru_stime
+    return Cost(time.perf_counter() - start, spent, used.ru_maxrss / 1024)
 
 
 def main(config: Config) -> list[dict[str, Any]]:
@@ -102,19 +112,20 @@ def main(config: Config) -> list[dict[str, Any]]:
         shutil.rmtree(out, ignore_errors=True)
         tokenizer = str(first / TOKENIZER_NAME)
         options = ["--source", str(corpus), "--tokenizer", tokenizer]
-        seconds, memory = measured(_PREPARE, "prepare", str(out), *options)
-        alone, _ = measured(_ENCODE, tokenizer, str(corpus))
+        prepared = measured(_PREPARE, "prepare", str(out), *options)
+        alone = measured(_ENCODE, tokenizer, str(corpus))
         splits = load_manifest(out, verify=False).splits.values()
         rows.append(
             {
                 "MB": megabytes,
                 "tokens": sum(split.tokens for split in splits),
-                "seconds": seconds,
-                "MB/s": megabytes / seconds,
-                "tokens/s": sum(split.tokens for split in splits) / seconds,
-                "tokenizers alone, s": alone,
-                "speed / alone": alone / seconds,
-                "memory MiB": memory,
+                "seconds": prepared.seconds,
+                "tokens/s": sum(split.tokens for split in splits) / prepared.seconds,
+                "tokenizers alone, s": alone.seconds,
+                "speed / alone": alone.seconds / prepared.seconds,
+                "CPU s": prepared.cpu_seconds,
+                "alone, CPU s": alone.cpu_seconds,
+                "memory MiB": prepared.memory,
             }
         )
     write_table("prepare_speed", config, rows, config.out)

@@ -3,11 +3,12 @@
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from egattn.data.corpus import Text
 from egattn.data.manifest import Packing, ShardManifest, SplitManifest, sha256_file
@@ -120,9 +121,8 @@ def write_split(
     sample, found = "", [0] * sources
     for source, texts in itertools.groupby(documents, lambda document: document.source):
         cut.start()
-        for batch in _in_batches(texts):
-            tokens = [[*ids, end] for ids in _encode(batch, tokenizer, spelled)]
-            for windows in cut.windows([np.array(ids, np.int64) for ids in tokens]):
+        for batch, tokens in _encoded(texts, tokenizer, end, spelled):
+            for windows in cut.windows(tokens):
                 if not sample and len(windows):
                     sample = tokenizer.decode(windows[0].tolist(), skip_special_tokens=False)
                 for window in windows.astype(stored):
@@ -134,13 +134,36 @@ def write_split(
     )
 
 
-def _encode(batch: list[Text], tokenizer: Tokenizer, spelled: list[bytes]) -> Iterator[list[int]]:
-    """Yields the tokens of each document: all of its bytes, so no end token, which has none."""
-    # "Fast" leaves out each token's place in the text, which nothing here reads.
-    encodings = tokenizer.encode_batch_fast([text for text, *_ in batch], add_special_tokens=False)
-    for (text, where, _), encoding in zip(batch, encodings, strict=True):
-        check_exact(text, encoding.ids, spelled, where)
-        yield encoding.ids
+def _encoded(
+    documents: Iterable[Text], tokenizer: Tokenizer, end: int, spelled: list[bytes]
+) -> Iterator[tuple[list[Text], list[np.ndarray]]]:
+    """Yields documents in batches, and the tokens of each, of which no byte is lost, with its end.
+
+    While the caller writes one batch the next one is encoded.
+    """
+    waiting = None
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        for batch in _in_batches(documents):
+            # "Fast" leaves out each token's place in the text, which nothing here reads.
+            texts, encode = [text for text, *_ in batch], tokenizer.encode_batch_fast
+            following = batch, pool.submit(encode, texts, add_special_tokens=False)
+            if waiting is not None:
+                yield _exact(*waiting, end, spelled)
+            waiting = following
+        if waiting is not None:
+            yield _exact(*waiting, end, spelled)
+
+
+def _exact(
+    batch: list[Text], encodings: Future[list[Encoding]], end: int, spelled: list[bytes]
+) -> tuple[list[Text], list[np.ndarray]]:
+    found = []
+    for (text, where, _), encoding in zip(batch, encodings.result(), strict=True):
+        ids = encoding.ids
+        # The end token has no bytes: text that gives it is lost.
+        check_exact(text, ids, spelled, where)
+        found.append(np.array([*ids, end], np.int64))
+    return batch, found
 
 
 class _Cut:

@@ -38,7 +38,7 @@ def print_summary(out: Path, manifest: Manifest) -> None:
         left_out += f", {sum(split.too_short for split in manifest.splits.values())} too short"
     print(f"  vocabulary {manifest.vocab_size}; left out: {left_out}")
     if manifest.longest:
-        print(f"  longest documents: {longest(manifest.longest)}")
+        print("  longest documents:", *longest(manifest.longest), sep="\n    ")
     if sample := manifest.splits["train"].sample:
         print(f"  first window of train: {shortened(sample)}")
     if manifest.non_utf8_places:
@@ -46,9 +46,9 @@ def print_summary(out: Path, manifest: Manifest) -> None:
         print(f"  not UTF-8: {', '.join(places)}{', ...' if count > len(places) else ''}")
 
 
-def longest(documents: Iterable[LongDocument]) -> str:
-    """Places and sizes on one line."""
-    return ", ".join(f"{document.where} ({document.bytes} bytes)" for document in documents)
+def longest(documents: Iterable[LongDocument]) -> list[str]:
+    """A line for each: size and place."""
+    return [f"{document.bytes} bytes  {document.where}" for document in documents]
 
 
 def shortened(sample: str) -> str:

@@ -54,7 +54,7 @@ def _data(console: Console, data: DataFound) -> None:
         cells.append([*line, str(split.shards), f"{split.bytes:,}"])
     console.print(table([*columns, "shards", "bytes"], cells))
     if data.longest:
-        console.print(f"longest documents: {longest(data.longest)}", soft_wrap=True)
+        console.print("longest documents:", *longest(data.longest), sep="\n  ", soft_wrap=True)
     if data.sample is not None:
         text = shortened(data.sample.text)
         console.print(f"first window of {data.sample.split}: {text}", soft_wrap=True)

@@ -69,7 +69,7 @@ class TestCounts:
         found = [(Path(long.where).name, long.bytes) for long in manifest.longest]
         assert found == [(f"{n}.txt", n) for n in (990, 980, 970, 960, 950)]
         shown = capsys.readouterr().out
-        assert f"longest documents: {tmp_path}/corpus/990.txt (990 bytes), " in shown
+        assert f"longest documents:\n    990 bytes  {tmp_path}/corpus/990.txt\n    980" in shown
         assert f"first window of train: {manifest.splits['train'].sample!r}" in shown
         assert len(manifest.splits["train"].sample) > 8
 
