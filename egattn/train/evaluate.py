@@ -52,7 +52,7 @@ class Evaluator:
 
     def __init__(self, config: TrainConfig, manifest: Manifest, mesh: Mesh):
         self._config, self._manifest, self._mesh = config, manifest, mesh
-        self._step = make_eval_step(config, mesh, manifest.document_end)
+        self._step = make_eval_step(config, mesh, document_end=manifest.document_end)
         self._bytes = token_bytes(config.data)
 
     def __call__(

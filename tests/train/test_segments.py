@@ -1,6 +1,7 @@
 """Packed documents that do not see each other: in a step, in an evaluation, in whole runs."""
 
 import functools
+import importlib
 import json
 import re
 from pathlib import Path
@@ -111,18 +112,24 @@ def both(tmp_path_factory) -> dict[str, Path]:
 def test_runs_replay_and_evaluate_as_they_trained(both, tmp_path, capsys, monkeypatch):
     ends = []
 
-    def step(*args, document_end):
-        ends.append(document_end)
-        return make_train_step(*args, document_end=document_end)
+    def noted(make):
+        def step(*args, document_end):
+            ends.append(document_end)
+            return make(*args, document_end=document_end)
 
-    monkeypatch.setattr("egattn.train.task.make_train_step", step)
+        return step
+
+    monkeypatch.setattr("egattn.train.task.make_train_step", noted(make_train_step))
+    # The package has a function of that name.
+    evaluation = importlib.import_module("egattn.train.evaluate")
+    monkeypatch.setattr(evaluation, "make_eval_step", noted(make_eval_step))
     run, manifest = tmp_path / "segments", load_manifest(both["segments"])
     # Windows are longer than the context, which is said.
     words = f"train {{0}} --data {{1}} {TRAIN} --steps 4 --model.context-length 16"
     said = "of the 32 predictions of each window in .* the first 16 are used, 50% of the data"
     command(words, run, both["segments"])
     assert re.search(said, capsys.readouterr().out)
-    assert ends == [manifest.end_token_id]
+    assert ends == [manifest.end_token_id] * 2
     assert load_manifest(both["concat"]).document_end is None
     command("replay {0} --step 3", run)
     assert "as recorded, to the bit" in capsys.readouterr().out
