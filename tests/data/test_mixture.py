@@ -3,9 +3,11 @@
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,17 +20,16 @@ from tests.data.test_rerun import listing
 LETTERS = ("abc", "xyz")
 
 
-def prepared(folder: Path, out: str, weights: tuple[str, ...] = ("0.7", "0.3")) -> Manifest:
+def prepared(
+    folder: Path, out: str, weights: tuple[str, ...] = ("0.7", "0.3"), **options: Any
+) -> Manifest:
     for number, letters in enumerate(LETTERS):
         texts = [(letters[i % 3] * (i + 5)) for i in range(60)]
         lines = [json.dumps({"text": text}) + "\n" for text in texts]
         (folder / f"{number}.jsonl").write_text("".join(lines))
     sources = (f"{folder}/{number}.jsonl:{weight}" for number, weight in enumerate(weights))
-    return prepare(
-        PrepareConfig(
-            folder / out, tuple(sources), context_length=8, vocab_size=257, validation_fraction=0.2
-        )
-    )
+    options = {"context_length": 8, "vocab_size": 257, "validation_fraction": 0.2} | options
+    return prepare(PrepareConfig(folder / out, tuple(sources), **options))
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,23 @@ def test_other_weights_are_other_data(directory, tmp_path):
     assert [source.weight for source in other.sources] == ["1/2", "1/2"]
     assert other.splits == manifest.splits
     assert other.sha256 != manifest.sha256
+
+
+def test_a_budget_is_shared_out(tmp_path):
+    manifest = prepared(tmp_path, "data", max_bytes=1000)
+    for source, share in zip(manifest.sources, (700, 300), strict=True):
+        # Documents of 5, 6, 7, ... letters, up to the one that reaches the share.
+        enough = next(n for n in range(60) if sum(range(5, 5 + n)) >= share)
+        assert source.fingerprint is not None
+        assert source.fingerprint.documents == enough
+
+
+def test_are_named_one_by_one_on_the_command_line():
+    words = "data --source a:0.7 --source b:.3 --vocab-size 300"
+    config = tyro.cli(PrepareConfig, args=words.split())
+    assert config.weighted_sources == [("a", Fraction(7, 10)), ("b", Fraction(3, 10))]
+    assert PrepareConfig(source=("a:0.7",)).weighted_sources == [("a:0.7", 1)]
+    assert PrepareConfig().weighted_sources == [("python", 1)]
 
 
 def test_are_up_to_date_one_by_one(tmp_path, capsys):
