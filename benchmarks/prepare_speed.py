@@ -8,8 +8,9 @@ tokenizer is learned from the first of them beforehand. `tokenizers` gives the s
 `encode_batch_fast`, in batches of the same size, and throws the tokens away; each in a process of
 its own.
 
-Hardware: 2 CPU cores, about 15 minutes for 1 GB. Expected (docs/performance.md): at least 80 % of
-the tokenizer's speed, and a memory that does not grow with the corpus.
+Hardware: 2 CPU cores; 1 GB took 7 minutes of CPU time, the tokenizer alone 6. Expected
+(docs/performance.md): at least 80 % of the tokenizer's speed in CPU seconds, and a memory that
+hardly grows with the corpus.
 """
 
 import dataclasses
