@@ -86,6 +86,9 @@ def _compare_source(name: str, before: Fingerprint | None, config: PrepareConfig
             return "names, sizes and times of the source unchanged"
         if checksum(itertools.islice(source, before.documents)) == before.documents_sha256:
             return "the source has other times and the same text"
+    if name == "python":
+        # They are there for other reasons than to be learned from, and change with any of these.
+        return "installed packages have changed since; the data are as they were"
     raise ValueError(
         f"{name} has changed since {config.out} was prepared: then {_files(before)}, now "
         f"{_files(now)}; choose another directory"

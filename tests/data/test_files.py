@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import shutil
+import sysconfig
 from pathlib import Path
 
 import pyarrow
@@ -258,6 +259,17 @@ class TestFingerprint:
         capsys.readouterr()
         assert prepare(config) == manifest
         assert "the source has other times and the same text" in capsys.readouterr().out
+
+    def test_of_installed_packages_may_change(self, config, tmp_path, monkeypatch, capsys):
+        write(tmp_path / "library", {f"{i}.py": f"{i} word ".encode() * 9 for i in range(40)})
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "library"))
+        config = dataclasses.replace(config, source=())
+        manifest = prepare(config)
+        write(tmp_path / "library", {"3.py": b"newer", "installed_since.py": b"more"})
+        capsys.readouterr()
+        assert prepare(config) == manifest
+        expected = "installed packages have changed since; the data are as they were"
+        assert expected in capsys.readouterr().out
 
     def test_what_is_gone_is_not_compared(self, config, capsys):
         manifest = prepare(config)
