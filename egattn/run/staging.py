@@ -39,26 +39,37 @@ def staged_directory(target: Path, last: str = "") -> Iterator[Path]:
     with locked(staging / _LOCK_NAME) as free:
         if not free:
             raise BlockingIOError(f"{target} is being prepared by another process; wait for it")
+        moved: list[Path] = []
         with active().keeping():
             try:
                 with active().waiting():
                     _clear(staging)
                     yield staging
                 if stays:
-                    _move_out(staging, last)
+                    _move_out(staging, last, moved)
                 else:
                     os.replace(staging, target)
                     (target / _LOCK_NAME).unlink()
             except BaseException:
-                shutil.rmtree(staging, ignore_errors=True)
+                if _moved_back(moved, target):
+                    shutil.rmtree(staging, ignore_errors=True)
                 raise
 
 
-def _move_out(staging: Path, last: str) -> None:
+def _move_out(staging: Path, last: str, moved: list[Path]) -> None:
     entries = [path for path in staging.iterdir() if path.name != _LOCK_NAME]
     for path in sorted(entries, key=lambda path: path.name == last):
         os.replace(path, staging.parent / path.name)
+        moved.append(path)
     shutil.rmtree(staging)
+
+
+def _moved_back(moved: list[Path], target: Path) -> bool:
+    """Undoes moves; what stays out beside `.partial` is known to be part of a directory."""
+    for path in moved:
+        with contextlib.suppress(OSError):
+            os.replace(target / path.name, path)
+    return not any(os.path.lexists(target / path.name) for path in moved)
 
 
 def _clear(staging: Path) -> None:

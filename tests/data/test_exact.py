@@ -1,5 +1,7 @@
 """No byte is lost without a word: tokenizers that lose some, and a single document cut in two."""
 
+import errno
+import itertools
 import json
 import os
 from pathlib import Path
@@ -140,6 +142,28 @@ class TestPlace:
         monkeypatch.setattr(os, "replace", busy)
         prepared(tmp_path, TEXTS)
         assert (tmp_path / "data" / "manifest.json").is_file()
+
+    @pytest.mark.parametrize("failing", [(2,), range(2, 99)])
+    def test_error_among_the_moves_is_no_data_and_is_repeated(self, tmp_path, monkeypatch, failing):
+        (tmp_path / "data").mkdir()
+        monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "data")
+        replace, calls = os.replace, itertools.count()
+
+        def broken(source, target):
+            if next(calls) in failing:
+                raise OSError(errno.EIO, "Input/output error", str(source))
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", broken)
+            with pytest.raises(OSError, match="Input/output"):
+                prepared(tmp_path, TEXTS)
+        assert not (tmp_path / "data" / "manifest.json").exists()
+        # What cannot be moved back either is left, and known.
+        left = len(os.listdir(tmp_path / "data"))
+        assert left == (0 if failing == (2,) else 3)
+        prepared(tmp_path, TEXTS)
+        assert not (tmp_path / "data" / ".partial").exists()
 
     @pytest.mark.parametrize(("moves", "later"), [(0, True), (1, False), (3, True), (4, False)])
     def test_killed_among_the_moves_is_no_data_and_is_repeated(
