@@ -162,33 +162,53 @@ def _read_json_lines(path: Path, text_field: str) -> Iterator[Document]:
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
     parquet = import_extra("pyarrow.parquet", "parquet", "this source")
-    try:
+    with _damage_named(f"{path} is not a Parquet file that can be read"):
         file = parquet.ParquetFile(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a Parquet file: {error}") from None
-    names = file.schema_arrow.names
-    if text_field not in names:
-        raise ValueError(
-            f"{path}: expected the field {text_field!r}, got the fields {', '.join(names)}"
-        )
-    number = 0
-    try:
+        fields = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+    with file:
+        if text_field not in fields:
+            raise ValueError(
+                f"{path}: expected the field {text_field!r}, got the fields {', '.join(fields)}"
+            )
+        _check_is_text(fields[text_field], text_field, path)
         # Only the one column is read.
-        for batch in file.iter_batches(batch_size=256, columns=[text_field]):
-            for value in _as_bytes(batch.column(0), text_field, path):
+        batches = file.iter_batches(batch_size=256, columns=[text_field])
+        number = 0
+        while True:
+            with _damage_named(f"{path} is damaged after row {number}"):
+                batch = next(batches, None)
+                values = [] if batch is None else _as_bytes(batch.column(0))
+            if batch is None:
+                break
+            for value in values:
                 number += 1
                 yield Document(value or b"", f"{path} row {number}")
-    except OSError as error:
-        raise ValueError(f"{path} after row {number}: {error}") from None
+        if number != (rows := file.metadata.num_rows):
+            raise ValueError(f"{path} is damaged: expected {rows} rows, got {number}")
 
 
-def _as_bytes(column: Any, text_field: str, path: Path) -> list[bytes | None]:
+@contextlib.contextmanager
+def _damage_named(where: str) -> Iterator[None]:
+    """Says in one line where pyarrow found what it cannot read."""
+    pyarrow = import_extra("pyarrow", "parquet", "this source")
+    try:
+        yield
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
+
+
+def _check_is_text(kind: Any, text_field: str, path: Path) -> None:
+    types = import_extra("pyarrow", "parquet", "this source").types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)):
+        raise ValueError(f"{path}: expected text in the field {text_field!r}, got {kind}")
+
+
+def _as_bytes(column: Any) -> list[bytes | None]:
     """Values as they are stored: strings that are not UTF-8 raise only when they are decoded."""
     pyarrow = import_extra("pyarrow", "parquet", "this source")
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pyarrow.types.is_null(column.type):
         return column.to_pylist()
-    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
-        raise ValueError(f"{path}: expected text in the field {text_field!r}, got {column.type}")
     return column.cast(pyarrow.large_binary()).to_pylist()

@@ -6,9 +6,11 @@ import gzip
 import json
 import lzma
 import os
+import re
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -152,6 +154,30 @@ class TestCompressed:
             with pytest.raises(ValueError, match=rf"a{kind}{suffix}.*decompress") as error:
                 read(path)
             assert "\n" not in str(error.value)
+
+
+class TestDamagedParquet:
+    @pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
+    def test_is_named_with_the_row_in_one_line(self, tmp_path, codec):
+        path = tmp_path / "a.parquet"
+        texts = [f"{i} " + "word " * (i % 9) + str(i**7) for i in range(500)]
+        options: dict[str, Any] = {"compression": codec, "row_group_size": 256}
+        parquet.write_table(pyarrow.table({"text": texts}), path, **options)
+        content, messages = path.read_bytes(), []
+        # In the second group of rows, its pages' headers, the footer and the beginning.
+        second = parquet.ParquetFile(path).metadata.row_group(1).column(0)
+        first = second.dictionary_page_offset or second.data_page_offset
+        for place in (0, *range(first, first + 60, 7), *range(len(content) - 300, len(content), 17)):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << place % 8
+            path.write_bytes(damaged)
+            try:
+                assert len(read(path)[0]) == 500
+            except ValueError as error:
+                messages.append(str(error))
+        assert all(re.match(rf"{path} is (damaged|not a Parq)", message) for message in messages)
+        assert any(" is damaged after row 256: " in message for message in messages)
+        assert not any("\n" in message for message in messages)
 
 
 class TestJson:
