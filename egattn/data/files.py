@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import errno
 import fnmatch
 import hashlib
 import os
@@ -9,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from egattn.data.formats import ending
+from egattn.data.formats import ARCHIVES, ending
 
 # Reasons named one by one; the endings of a large tree are legion.
 _MOST_ENDINGS = 10
@@ -85,7 +86,8 @@ def files_below(
 
     Args:
         roots: Directories.
-        suffixes: Endings of the files to read; see `ending` for those of compressed ones.
+        suffixes: Endings of the files to read, whatever their case; see `ending` for those of
+            compressed ones.
         include: Patterns of relative paths of which a file must match one; none: all do.
         exclude: Patterns of relative paths of which a file must match none.
         skip: Names of directories to leave out.
@@ -158,11 +160,16 @@ def _raise(error: OSError) -> None:
 
 def _reason(path: Path, suffixes: tuple[str, ...]) -> str | None:
     """Why a file is not read."""
-    if not {ending(path), path.suffix} & set(suffixes):
-        return f"ending in {path.suffix}" if path.suffix else "without an ending"
+    last = path.suffix.lower()
+    if not {ending(path), last} & {suffix.lower() for suffix in suffixes}:
+        return f"ending in {last}" if last else "without an ending"
+    if ending(path) in ARCHIVES:
+        return "archives"
     try:
         mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
         return "broken links"
     return None if stat.S_ISREG(mode) else "no regular files"
 

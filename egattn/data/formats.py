@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import importlib
 import io
+import itertools
 import json
 import lzma
 import zlib
@@ -29,9 +30,17 @@ class Document(NamedTuple):
     """Its file, and line or row, from 1."""
 
 
+ARCHIVES = (".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
+
+
 def ending(path: Path) -> str:
-    """What a file's name says that it holds: its last suffix but for that of a compression."""
-    return Path(path.stem).suffix if path.suffix in _OPEN else path.suffix
+    """What a file's name says that it holds: its last suffix but for that of a compression.
+
+    In lower case, as all endings are compared.
+    """
+    last = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if last in _OPEN else last
 
 
 def read_file(path: Path, text_field: str) -> Iterator[Document]:
@@ -43,16 +52,20 @@ def read_file(path: Path, text_field: str) -> Iterator[Document]:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is damaged, a record has no text, or a needed package is not installed.
+        ValueError: It is damaged or named as something else, a record has no text, or a needed
+            package is not installed.
     """
     kind = ending(path)
-    if kind in (".jsonl", ".ndjson") or (kind == ".json" and _is_json_lines(path, text_field)):
+    if kind in _JSON_LINES or (kind == ".json" and _is_json_lines(path, text_field)):
         yield from _read_json_lines(path, text_field)
     elif kind == ".parquet":
         yield from _read_parquet(path, text_field)
     else:
         with _opened(path) as file:
-            yield Document(file.read(), str(path))
+            text = file.read()
+        if kind != ".json" and _are_records(text, text_field):
+            raise ValueError(f"{path} looks like JSON Lines; name it .jsonl")
+        yield Document(text, str(path))
 
 
 def text_of(record: dict[str, Any], text_field: str, where: str) -> bytes:
@@ -95,12 +108,13 @@ _DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, *([_zstd.ZstdError] i
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A file's bytes, decompressed."""
-    if path.suffix not in _OPEN:
+    suffix = path.suffix.lower()
+    if suffix not in _OPEN:
         with path.open("rb") as file:
             yield file
         return
     try:
-        with _OPEN[path.suffix](path) as file:
+        with _OPEN[suffix](path) as file:
             yield file
     except _DAMAGED as error:
         if isinstance(error, OSError) and error.filename is not None:
@@ -128,6 +142,13 @@ def _is_json_lines(path: Path, text_field: str) -> bool:
                 f"`jq -c '.[]'` writes lines"
             )
     return False
+
+
+def _are_records(text: bytes, text_field: str) -> bool:
+    """Whether a text begins with two lines that are records."""
+    lines = itertools.islice((line for line in io.BytesIO(text) if line.strip()), 2)
+    found = [_parsed(line) if line.lstrip().startswith(b"{") else None for line in lines]
+    return len(found) == 2 and all(isinstance(one, dict) and text_field in one for one in found)
 
 
 def _starts_array(path: Path) -> bool:

@@ -10,7 +10,7 @@ from egattn._config import local_path
 from egattn._extras import import_extra
 from egattn.data.config import PrepareConfig
 from egattn.data.files import Files, files_below, one_file
-from egattn.data.formats import Document, read_file, text_of
+from egattn.data.formats import ARCHIVES, Document, ending, read_file, text_of
 
 
 class Source:
@@ -75,6 +75,8 @@ def open_source(source: str, config: PrepareConfig) -> Source:
             f"expected `python`, `hf:NAME` or an existing path as source, got {source!r}"
         )
     _check_no_patterns(source, config)
+    if ending(path) in ARCHIVES:
+        raise ValueError(f"{path} is an archive of files: unpack it first")
     return Source(f"file {path}", one_file(path), field)
 
 

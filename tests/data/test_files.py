@@ -51,14 +51,24 @@ class TestCounts:
         assert found == [b"a", b"f"]
         assert source.files_read == 2
         assert source.skipped == {
-            "ending in .json": 1,
-            "ending in .JSON": 1,
+            "ending in .json": 2,
             "without an ending": 1,
             "hidden": 1,
             "directories __pycache__": 1,
             "no regular files": 1,
             "broken links": 1,
         }
+
+    def test_links_that_loop_are_broken(self, tmp_path):
+        write(tmp_path, {"a.txt": b"a"})
+        (tmp_path / "loop.txt").symlink_to("loop.txt")
+        found, source = read(tmp_path)
+        assert (found, source.skipped) == ([b"a"], {"broken links": 1})
+
+    def test_endings_have_no_case(self, tmp_path):
+        write(tmp_path, {"A.TXT": b"a", "b.JSONL": LINES, "C.Txt.GZ": gzip.compress(b"c")})
+        assert read(tmp_path)[0] == [b"a", b"c", b"one", b"two"]
+        assert read(tmp_path, (".TXT",))[0] == [b"a", b"c"]
 
     def test_summary_names_the_longest_and_shows_a_window(self, tmp_path, capsys):
         sizes = [*range(10, 50), 990, 980, 970, 960, 950]
@@ -156,6 +166,23 @@ class TestCompressed:
             assert "\n" not in str(error.value)
 
 
+class TestArchives:
+    NAMES = ("a.tar", "a.tar.gz", "a.TGZ", "a.zip", "a.7z", "a.tar.zst")
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_as_sources_are_refused(self, tmp_path, name):
+        write(tmp_path, {name: b"a"})
+        with pytest.raises(ValueError, match=rf"{name} is an archive of files: unpack it first$"):
+            read(tmp_path / name)
+
+    def test_among_other_files_are_skipped(self, tmp_path):
+        write(tmp_path, {name: b"a" for name in self.NAMES} | {"b.txt.gz": gzip.compress(b"b")})
+        found, source = read(tmp_path)
+        assert found == [b"b"]
+        assert sum(source.skipped.values()) == len(self.NAMES)
+        assert read(tmp_path, (".gz", ".tar"))[1].skipped["archives"] == 3
+
+
 class TestDamagedParquet:
     @pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
     def test_is_named_with_the_row_in_one_line(self, tmp_path, codec):
@@ -167,7 +194,11 @@ class TestDamagedParquet:
         # In the second group of rows, its pages' headers, the footer and the beginning.
         second = parquet.ParquetFile(path).metadata.row_group(1).column(0)
         first = second.dictionary_page_offset or second.data_page_offset
-        for place in (0, *range(first, first + 60, 7), *range(len(content) - 300, len(content), 17)):
+        for place in (
+            0,
+            *range(first, first + 60, 7),
+            *range(len(content) - 300, len(content), 17),
+        ):
             damaged = bytearray(content)
             damaged[place] ^= 1 << place % 8
             path.write_bytes(damaged)
@@ -195,6 +226,14 @@ class TestJson:
             (tmp_path / "a.json").write_text(content)
             with pytest.raises(ValueError, match=r"a\.json: expected one JSON object a line, got"):
                 read(tmp_path / "a.json")
+
+    def test_lines_of_another_name_are_no_text(self, tmp_path):
+        text = b"\n" + LINES
+        write(tmp_path, {"a.txt": text, "a.jsonlines": text, "b.txt": b'{"text": 1}\nand text\n'})
+        with pytest.raises(ValueError, match=r"a\.txt looks like JSON Lines; name it \.jsonl$"):
+            read(tmp_path / "a.txt")
+        assert read(tmp_path / "a.jsonlines")[0] == [b"one", b"two"]
+        assert len(read(tmp_path / "b.txt")[0]) == 1
 
     def test_nesting_without_end_is_named(self, tmp_path):
         (tmp_path / "a.jsonl").write_bytes(LINES + b"[" * 200_000 + b"]" * 200_000)
