@@ -57,6 +57,8 @@ class SourceManifest:
     """Files that were read."""
     skipped: dict[str, int]
     """Files, and directories with all that they hold, that were not read, by the reason."""
+    stopped_within: str | None
+    """The file, or the data set, of which max_bytes left something over; None: there is none."""
 
 
 @dataclasses.dataclass(frozen=True)

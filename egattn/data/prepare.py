@@ -136,7 +136,12 @@ def _source(
     if fingerprint is not None:
         fingerprint = dataclasses.replace(fingerprint, documents=documents, documents_sha256=sha256)
     return SourceManifest(
-        source.description, str(share), fingerprint, source.files_read, source.skipped
+        source.description,
+        str(share),
+        fingerprint,
+        source.files_read,
+        source.skipped,
+        stopped_within=source.within,
     )
 
 

@@ -23,16 +23,25 @@ class Source:
         """Its files; None if it has none."""
         self.files_read = 0
         """How many of them have been opened so far."""
+        self.within: str | None = None
+        """The file, or the data set, that has more documents than have been yielded so far."""
         self._documents, self._text_field = documents, text_field
 
     def __iter__(self) -> Iterator[Document]:
         """Yields the documents; one that is not UTF-8 is passed on as it is."""
         if not isinstance(self._documents, Files):
-            yield from self._documents
+            yield from self._noted(self.description, iter(self._documents))
             return
         for path in self._documents.paths:
             self.files_read += 1
-            yield from read_file(path, self._text_field)
+            yield from self._noted(str(path), read_file(path, self._text_field))
+
+    def _noted(self, name: str, documents: Iterator[Document]) -> Iterator[Document]:
+        following = next(documents, None)
+        while following is not None:
+            document, following = following, next(documents, None)
+            self.within = None if following is None else name
+            yield document
 
     @property
     def skipped(self) -> dict[str, int]:

@@ -32,6 +32,8 @@ def print_summary(out: Path, manifest: Manifest) -> None:
             print(f"  {source.source}: {windows} train windows for {source.weight} of the examples")
         if source.files:
             print(f"  files: {source.files} read, {_skipped(source.skipped)}")
+        if source.stopped_within is not None:
+            print(f"  stopped at max_bytes within {source.stopped_within}")
     left_out = f"{manifest.duplicates} duplicates, {manifest.non_utf8} not UTF-8, "
     left_out += f"{manifest.empty} empty"
     if manifest.packing == "paper":

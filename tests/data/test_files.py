@@ -143,6 +143,19 @@ class TestCounts:
         (source,) = manifest.sources
         assert source.files + source.skipped["beyond max_bytes"] == 50
         assert 0 < source.files < 20
+        assert source.stopped_within is None
+
+    def test_max_bytes_within_a_file_is_said(self, tmp_path, capsys):
+        lines = [json.dumps({"text": f"{i} word " * 9}) + "\n" for i in range(80)]
+        (tmp_path / "a.jsonl").write_text("".join(lines))
+        config = PrepareConfig(
+            tmp_path / "data", (str(tmp_path / "a.jsonl"),), max_bytes=3000, vocab_size=300,
+            context_length=8, validation_fraction=0.3,
+        )  # fmt: skip
+        assert prepare(config).sources[0].stopped_within == str(tmp_path / "a.jsonl")
+        assert f"  stopped at max_bytes within {tmp_path}/a.jsonl\n" in capsys.readouterr().out
+        config = dataclasses.replace(config, out=tmp_path / "whole", max_bytes=10**6)
+        assert prepare(config).sources[0].stopped_within is None
 
 
 class TestCompressed:
@@ -176,7 +189,7 @@ class TestArchives:
             read(tmp_path / name)
 
     def test_among_other_files_are_skipped(self, tmp_path):
-        write(tmp_path, {name: b"a" for name in self.NAMES} | {"b.txt.gz": gzip.compress(b"b")})
+        write(tmp_path, dict.fromkeys(self.NAMES, b"a") | {"b.txt.gz": gzip.compress(b"b")})
         found, source = read(tmp_path)
         assert found == [b"b"]
         assert sum(source.skipped.values()) == len(self.NAMES)
