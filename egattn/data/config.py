@@ -83,6 +83,7 @@ def _weighted(source: str) -> tuple[str, Fraction]:
 
 def check(config: PrepareConfig) -> None:
     """Raises ValueError unless the values make sense."""
+    _check_sources(config)
     if config.context_length < 1:
         raise ValueError(f"expected context_length of at least 1, got {config.context_length}")
     if config.vocab_size < MIN_VOCAB_SIZE:
@@ -104,6 +105,19 @@ def check(config: PrepareConfig) -> None:
         raise ValueError(f"expected max_bytes of at least 1, got {config.max_bytes}")
     if not config.suffixes or not all(suffix.startswith(".") for suffix in config.suffixes):
         raise ValueError(f"expected suffixes such as .txt, got {' '.join(config.suffixes)!r}")
+
+
+def _check_sources(config: PrepareConfig) -> None:
+    for name in ("source", "suffixes", "include", "exclude"):
+        if isinstance(value := getattr(config, name), str):
+            raise ValueError(f"{name} is a tuple: ({value!r},)")
+    names = [f"hf_{name}" for name in ("config", "split", "revision")]
+    given = [name for name in names if getattr(config, name) != getattr(PrepareConfig, name)]
+    if given and not any(source.startswith("hf:") for source in config.source):
+        raise ValueError(
+            f"expected a source hf:NAME with {' and '.join(given)}, got "
+            f"{' '.join(config.source) or 'python'}"
+        )
 
 
 def as_json(config: PrepareConfig) -> dict[str, Any]:

@@ -201,7 +201,8 @@ def split_by_position(corpus: Corpus, validation_fraction: float) -> Corpus:
 
 
 def _write_text(file: IO[bytes], document: Document, source: int) -> None:
-    for value in (os.fsencode(document.where), document.text, bytes([source])):
+    number = source.to_bytes(_LENGTH_BYTES, "little")
+    for value in (os.fsencode(document.where), document.text, number):
         file.write(len(value).to_bytes(_LENGTH_BYTES, "little") + value)
 
 

@@ -213,12 +213,14 @@ def _check_not_empty(what: str, count: int, source: str, config: PrepareConfig) 
 
 
 def _sample(spool: Spool, shares: list[Fraction]) -> Iterator[str]:
-    """The first texts of each source, by its share."""
-    left = [_TOKENIZER_TRAINING_BYTES * share for share in shares]
+    """The first texts of each source, by its share; the last one is cut."""
+    left = [math.ceil(_TOKENIZER_TRAINING_BYTES * share) for share in shares]
     for text, _, source in spool:
         if left[source] > 0:
-            yield text
-            left[source] -= len(text.encode())
+            # No character has less than a byte.
+            part = text[: left[source]].encode()[: left[source]]
+            yield part.decode(errors="ignore")
+            left[source] -= len(part)
         elif max(left) <= 0:
             return
 

@@ -74,6 +74,8 @@ def open_source(source: str, config: PrepareConfig) -> Source:
         return Source(words, _some(_python_files(config), words, (".py",)), field)
     if source.startswith("hf:"):
         _check_no_patterns(source, config)
+        if hint := _weight_alone(source):
+            raise ValueError(f"expected `hf:NAME` as source, got {source!r}{hint}")
         return Source(_described(source, config), _hugging_face(source, config), field)
     path = local_path(Path(source))
     if path.is_dir():
@@ -82,6 +84,7 @@ def open_source(source: str, config: PrepareConfig) -> Source:
     if not path.is_file():
         raise FileNotFoundError(
             f"expected `python`, `hf:NAME` or an existing path as source, got {source!r}"
+            f"{_weight_alone(source)}"
         )
     _check_no_patterns(source, config)
     if ending(path) in ARCHIVES:
@@ -97,6 +100,12 @@ def _some(files: Files, where: str, suffixes: tuple[str, ...]) -> Files:
             f"{seen or 'none'}"
         )
     return files
+
+
+def _weight_alone(source: str) -> str:
+    name, _, weight = source.removeprefix("hf:").rpartition(":")
+    is_weighted = name and weight.replace(".", "", 1).isdecimal()
+    return "; a weight is for several sources, not for one" if is_weighted else ""
 
 
 def _check_no_patterns(source: str, config: PrepareConfig) -> None:

@@ -1,5 +1,6 @@
 """Several sources: each has its share of the examples, whoever asks for which part of them."""
 
+import importlib
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from egattn.data import Manifest, PrepareConfig, batches, load_manifest, prepare, windows_of_batch
+from egattn.data.corpus import Spool, spool_corpus
+from egattn.data.formats import Document
+from egattn.data.prepare import _sample
 from egattn.data.windows import _place, _ratios
 from tests.data.test_prepare import read_windows
 from tests.data.test_rerun import listing
@@ -128,6 +132,24 @@ def test_are_up_to_date_one_by_one(tmp_path, capsys):
     prepared(tmp_path, "kept")
     shown = capsys.readouterr().out
     assert all(f"{i}.jsonl: the source has other times and the same text" in shown for i in (0, 1))
+
+
+def spooled(folder: Path, sources: list[list[str]]) -> Spool:
+    found = [[Document(text.encode(), text) for text in texts] for texts in sources]
+    options: dict[str, Any] = {"max_bytes": [None] * len(sources), "advance": lambda _: None}
+    return spool_corpus(found, folder, validation_fraction=1e-9, **options).splits["train"]
+
+
+def test_any_number_of_sources_is_kept_apart(tmp_path):
+    spool = spooled(tmp_path, [[str(i)] for i in range(300)])
+    assert [(text.text, text.source) for text in spool] == [(str(i), i) for i in range(300)]
+
+
+def test_tokenizer_learns_from_no_more_than_each_share(tmp_path, monkeypatch):
+    module = importlib.import_module("egattn.data.prepare")
+    monkeypatch.setattr(module, "_TOKENIZER_TRAINING_BYTES", 8)
+    spool = spooled(tmp_path, [["abé", "éé", "more"], ["é" * 9, "even more"]])
+    assert list(_sample(spool, [Fraction(5, 8), Fraction(3, 8)])) == ["abé", "", "é"]
 
 
 @pytest.mark.parametrize(

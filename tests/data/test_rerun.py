@@ -162,6 +162,10 @@ class TestBadInput:
             ({"validation_fraction": 1 - 1e-9}, "at least one train document"),
             ({"context_length": 5000}, "at least one train window .* context_length 5000"),
         ],
+            ({"source": "/corpus"}, r"source is a tuple: \('/corpus',\)"),
+            ({"include": "*.py"}, r"include is a tuple: \('\*\.py',\)"),
+            ({"hf_split": "test"}, "expected a source hf:NAME with hf_split, got .*corpus"),
+            ({"source": ("hf:a/b:0.7",)}, "a weight is for several sources, not for one"),
     )
     def test_is_refused_in_one_line_and_nothing_is_left(self, tmp_path, changes, message):
         write_corpus(tmp_path / "corpus", count=12)
