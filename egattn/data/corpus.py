@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 from egattn.data.formats import Document
 from egattn.data.manifest import LongDocument
@@ -59,6 +59,9 @@ class Corpus:
     """Where the first of those are that are not UTF-8."""
     longest: tuple[LongDocument, ...]
     """The longest documents of both splits."""
+    places: tuple[float, float]
+    """First and last place of a document between 0 and 1; the validation split is those below
+    validation_fraction."""
     split_by: Literal["document", "position"] = "document"
     """Whether documents were shared out, or the only one was cut."""
 
@@ -118,34 +121,33 @@ class _Found:
     def __init__(self, validation_fraction: float):
         self._validation_fraction = validation_fraction
         self._seen = set[bytes]()
-        self._counts: list[int] = []
-        self._digests: list[Any] = []
+        self._sources: list[_Checksum] = []
         self._left_out = {"duplicates": 0, "non_utf8": 0, "empty": 0}
-        self._places: list[str] = []
+        self._non_utf8: list[str] = []
         self._longest: list[LongDocument] = []
+        self._places = (1.0, 0.0)
         self.bytes_of_source = 0
         self.kept = {"train": [0, 0], "validation": [0, 0]}
 
     def next_source(self) -> None:
         """Begins to count the documents of a source."""
-        self._counts.append(0)
-        self._digests.append(hashlib.sha256())
+        self._sources.append(_Checksum())
         self.bytes_of_source = 0
 
     def add(self, document: Document) -> str | None:
         """Says which split a document belongs to; None leaves it out."""
         text, where = document
-        digest = hashlib.sha256(text).digest()
-        self._digests[-1].update(digest)
-        self._counts[-1] += 1
+        digest = self._sources[-1].add(text)
         reason = "duplicates" if digest in self._seen else _unusable(text)
         if reason is not None:
             self._left_out[reason] += 1
-            if reason == "non_utf8" and len(self._places) < _MOST_PLACES:
-                self._places.append(where)
+            if reason == "non_utf8" and len(self._non_utf8) < _MOST_PLACES:
+                self._non_utf8.append(where)
             return None
         self._seen.add(digest)
-        name = _split_of(digest, self._validation_fraction)
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        self._places = min(self._places[0], place), max(self._places[1], place)
+        name = "validation" if place < self._validation_fraction else "train"
         self.kept[name][0] += 1
         self.kept[name][1] += len(text)
         self.bytes_of_source += len(text)
@@ -163,19 +165,39 @@ class _Found:
             duplicates=self._left_out["duplicates"],
             non_utf8=self._left_out["non_utf8"],
             empty=self._left_out["empty"],
-            seen=tuple(self._counts),
-            sha256=tuple(digests.hexdigest() for digests in self._digests),
-            non_utf8_places=tuple(self._places),
+            seen=tuple(source.documents for source in self._sources),
+            sha256=tuple(source.sha256 for source in self._sources),
+            non_utf8_places=tuple(self._non_utf8),
             longest=tuple(self._longest),
+            places=self._places,
         )
 
 
 def checksum(documents: Iterable[Document]) -> str:
     """Returns the checksum that a corpus of these documents has."""
-    digests = hashlib.sha256()
+    found = _Checksum()
     for document in documents:
-        digests.update(hashlib.sha256(document.text).digest())
-    return digests.hexdigest()
+        found.add(document.text)
+    return found.sha256
+
+
+class _Checksum:
+    """Of documents, one after the other."""
+
+    def __init__(self):
+        self._digests = hashlib.sha256()
+        self.documents = 0
+
+    def add(self, text: bytes) -> bytes:
+        """Returns the digest of the document alone."""
+        digest = hashlib.sha256(text).digest()
+        self._digests.update(digest)
+        self.documents += 1
+        return digest
+
+    @property
+    def sha256(self) -> str:
+        return self._digests.hexdigest()
 
 
 def split_by_position(corpus: Corpus, validation_fraction: float) -> Corpus:
@@ -212,15 +234,8 @@ def _read(file: IO[bytes]) -> bytes | None:
 
 
 def _unusable(document: bytes) -> str | None:
-    if not document.strip():
-        return "empty"
     try:
-        document.decode()
+        text = document.decode()
     except UnicodeDecodeError:
         return "non_utf8"
-    return None
-
-
-def _split_of(digest: bytes, validation_fraction: float) -> str:
-    uniform = int.from_bytes(digest[:8], "big") / 2**64
-    return "validation" if uniform < validation_fraction else "train"
+    return "empty" if not text or text.isspace() else None

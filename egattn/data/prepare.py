@@ -102,7 +102,8 @@ def _build(
     if corpus.documents == 1:
         corpus = split_by_position(corpus, config.validation_fraction)
     for name, spool in corpus.splits.items():
-        _check_not_empty(f"{name} document", spool.documents, words, config)
+        advice = _advice(*corpus.places)
+        _check_not_empty(f"{name} document", spool.documents, words, config, advice)
     if tokenizer is None:
         _bar(progress, "learning the tokenizer", None)
         texts = _sample(corpus.splits["train"], shares)
@@ -203,13 +204,26 @@ def _manifest(
     )
 
 
-def _check_not_empty(what: str, count: int, source: str, config: PrepareConfig) -> None:
+def _check_not_empty(
+    what: str,
+    count: int,
+    source: str,
+    config: PrepareConfig,
+    advice: str = "add documents or change these",
+) -> None:
     if not count:
         raise ValueError(
             f"expected at least one {what} in {source}, got none at context_length "
             f"{config.context_length} and validation_fraction {config.validation_fraction}; "
-            f"add documents or change these"
+            f"{advice}"
         )
+
+
+def _advice(first: float, last: float) -> str:
+    """What gives both splits a document; the first and the last one are at these places."""
+    fraction = math.floor(first * 1000 + 1) / 1000
+    fits = "" if fraction > last else f"take validation_fraction {fraction} to have one in each, "
+    return f"{fits}add documents, or join them in one file, which is cut by position"
 
 
 def _sample(spool: Spool, shares: list[Fraction]) -> Iterator[str]:

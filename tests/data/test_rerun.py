@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -161,11 +162,11 @@ class TestBadInput:
             ({"validation_fraction": 1e-9}, "at least one validation document"),
             ({"validation_fraction": 1 - 1e-9}, "at least one train document"),
             ({"context_length": 5000}, "at least one train window .* context_length 5000"),
-        ],
             ({"source": "/corpus"}, r"source is a tuple: \('/corpus',\)"),
             ({"include": "*.py"}, r"include is a tuple: \('\*\.py',\)"),
             ({"hf_split": "test"}, "expected a source hf:NAME with hf_split, got .*corpus"),
             ({"source": ("hf:a/b:0.7",)}, "a weight is for several sources, not for one"),
+        ],
     )
     def test_is_refused_in_one_line_and_nothing_is_left(self, tmp_path, changes, message):
         write_corpus(tmp_path / "corpus", count=12)
@@ -179,13 +180,26 @@ class TestBadInput:
         (tmp_path / "corpus").mkdir()
         (tmp_path / "corpus" / "a.py").write_bytes(b"\n")
         (tmp_path / "corpus" / "b.py").write_bytes(b"\xff")
-        with pytest.raises(ValueError, match=r"got none \(0 duplicates, 1 non_utf8, 1 empty"):
+        (tmp_path / "corpus" / "c.py").write_text("\u00a0\u3000\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=r"got none \(0 duplicates, 1 non_utf8, 2 empty"):
             prepare(config_for(tmp_path))
         assert not (tmp_path / "data").exists()
 
     def test_missing_corpus(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"existing path as source, got '.*corpus'"):
             prepare(config_for(tmp_path))
+        with pytest.raises(FileNotFoundError, match=r":\.7'; a weight is for several sources"):
+            prepare(config_for(tmp_path, source=(f"{tmp_path}:.7",)))
+
+    def test_few_documents_say_which_share_gives_both_splits_one(self, tmp_path):
+        (tmp_path / "corpus").mkdir()
+        for number in range(3):
+            (tmp_path / "corpus" / f"{number}.py").write_text(f"{number} " + "word " * 50)
+        with pytest.raises(ValueError, match="join them in one file") as error:
+            prepare(config_for(tmp_path, validation_fraction=0.02))
+        (share,) = re.findall(r"take validation_fraction (\S+) ", str(error.value))
+        manifest = prepare(config_for(tmp_path, validation_fraction=float(share)))
+        assert manifest.splits["validation"].documents == 1
 
     def test_directory_with_something_else_in_it(self, tmp_path):
         write_corpus(tmp_path / "corpus")
