@@ -9,20 +9,14 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers
 
-from egattn.data import Manifest, PrepareConfig, prepare
+from egattn.data import prepare
 from egattn.data.tokenizer import check_exact, spellings, train_tokenizer
 from egattn.run import staging
+from tests.data.small import config_of, prepared
 from tests.data.test_packing import documents_of, spelled, stream
 from tests.data.test_prepare import read_windows
 
 TEXTS = [f"line {i}: naïve 🙂 words\n\n  and more\n" for i in range(30)]
-
-
-def prepared(folder: Path, texts: list[str], **changes) -> tuple[Path, Manifest]:
-    source = folder / "corpus.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    options = {"context_length": 8, "vocab_size": 300, "validation_fraction": 0.3} | changes
-    return folder / "data", prepare(PrepareConfig(folder / "data", (str(source),), **options))
 
 
 class TestExact:
@@ -103,9 +97,7 @@ class TestOneDocument:
     @pytest.mark.parametrize("text", ["".join(TEXTS) * 20, "one line of words " * 300 + "\n"])
     def test_that_is_a_text_file(self, tmp_path, text):
         (tmp_path / "one.txt").write_text(text)
-        config = PrepareConfig(
-            tmp_path / "data", (str(tmp_path / "one.txt"),), context_length=8, vocab_size=300
-        )
+        config = config_of(tmp_path, tmp_path / "one.txt", validation_fraction=0.02)
         manifest = prepare(config)
         assert {split.documents for split in manifest.splits.values()} == {1}
         assert prepare(config) == manifest

@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from egattn.data import PrepareConfig, prepare
 from egattn.data.sources import Source, open_source
+from tests.data.small import config_of
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 COMPRESS = {
@@ -74,10 +75,7 @@ class TestCounts:
         sizes = [*range(10, 50), 990, 980, 970, 960, 950]
         text = "some words of a text "
         write(tmp_path / "corpus", {f"{n}.txt": (str(n) + text * n)[:n].encode() for n in sizes})
-        config = PrepareConfig(
-            tmp_path / "data", (str(tmp_path / "corpus"),), vocab_size=300, context_length=8,
-            validation_fraction=0.3,
-        )  # fmt: skip
+        config = config_of(tmp_path, tmp_path / "corpus")
         manifest = prepare(config)
         found = [(Path(long.where).name, long.bytes) for long in manifest.longest]
         assert found == [(f"{n}.txt", n) for n in (990, 980, 970, 960, 950)]
@@ -134,12 +132,7 @@ class TestCounts:
 
     def test_max_bytes_leaves_files_over(self, tmp_path):
         write(tmp_path / "corpus", {f"{i}.txt": f"{i} word ".encode() * 40 for i in range(50)})
-        manifest = prepare(
-            PrepareConfig(
-                tmp_path / "data", (str(tmp_path / "corpus"),), max_bytes=3000, vocab_size=300,
-                context_length=8, validation_fraction=0.3,
-            )
-        )  # fmt: skip
+        manifest = prepare(config_of(tmp_path, tmp_path / "corpus", max_bytes=3000))
         (source,) = manifest.sources
         assert source.files + source.skipped["beyond max_bytes"] == 50
         assert 0 < source.files < 20
@@ -148,10 +141,7 @@ class TestCounts:
     def test_max_bytes_within_a_file_is_said(self, tmp_path, capsys):
         lines = [json.dumps({"text": f"{i} word " * 9}) + "\n" for i in range(80)]
         (tmp_path / "a.jsonl").write_text("".join(lines))
-        config = PrepareConfig(
-            tmp_path / "data", (str(tmp_path / "a.jsonl"),), max_bytes=3000, vocab_size=300,
-            context_length=8, validation_fraction=0.3,
-        )  # fmt: skip
+        config = config_of(tmp_path, tmp_path / "a.jsonl", max_bytes=3000)
         assert prepare(config).sources[0].stopped_within == str(tmp_path / "a.jsonl")
         assert f"  stopped at max_bytes within {tmp_path}/a.jsonl\n" in capsys.readouterr().out
         config = dataclasses.replace(config, out=tmp_path / "whole", max_bytes=10**6)
@@ -255,14 +245,6 @@ class TestJson:
 
 
 class TestNotUtf8:
-    def prepared(self, folder: Path, source: Path):
-        return prepare(
-            PrepareConfig(
-                folder / "data", (str(source),), vocab_size=300, context_length=8,
-                validation_fraction=0.3,
-            )
-        )  # fmt: skip
-
     @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
     def test_in_parquet_is_counted_with_file_and_row(self, tmp_path, kind, capsys):
         texts = [f"{i} word word word".encode() for i in range(300)]
@@ -273,7 +255,7 @@ class TestNotUtf8:
             large = pyarrow.array(texts, pyarrow.large_binary())
             column = pyarrow.Array.from_buffers(kind, 300, large.buffers())
         parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
-        manifest = self.prepared(tmp_path, tmp_path / "a.parquet")
+        manifest = prepare(config_of(tmp_path, tmp_path / "a.parquet"))
         assert manifest.non_utf8 == 1
         assert manifest.non_utf8_places == (f"{tmp_path / 'a.parquet'} row 271",)
         assert "a.parquet row 271" in capsys.readouterr().out
@@ -282,7 +264,7 @@ class TestNotUtf8:
         bad = {f"bad/{i}.txt": b"%d \xff" % i for i in range(20)}
         good = {f"{i}.txt": f"{i} word word word".encode() for i in range(40)}
         source = write(tmp_path / "corpus", bad | good)
-        manifest = self.prepared(tmp_path, source)
+        manifest = prepare(config_of(tmp_path, source))
         assert (manifest.non_utf8, len(manifest.non_utf8_places)) == (20, 10)
         assert all("/bad/" in place for place in manifest.non_utf8_places)
 
@@ -299,10 +281,7 @@ class TestFingerprint:
     @pytest.fixture
     def config(self, tmp_path) -> PrepareConfig:
         write(tmp_path / "corpus", {f"{i}.txt": f"{i} word ".encode() * 9 for i in range(40)})
-        return PrepareConfig(
-            tmp_path / "data", (str(tmp_path / "corpus"),), vocab_size=300, context_length=8,
-            validation_fraction=0.3,
-        )  # fmt: skip
+        return config_of(tmp_path, tmp_path / "corpus")
 
     def test_of_an_unchanged_source_is_compared(self, config, capsys):
         manifest = prepare(config)

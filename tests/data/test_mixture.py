@@ -17,6 +17,7 @@ from egattn.data.corpus import Spool, spool_corpus
 from egattn.data.formats import Document
 from egattn.data.prepare import _sample
 from egattn.data.windows import _place, _ratios
+from tests.data.small import config_of
 from tests.data.test_prepare import read_windows
 from tests.data.test_rerun import listing
 
@@ -24,7 +25,7 @@ from tests.data.test_rerun import listing
 LETTERS = ("abc", "xyz")
 
 
-def prepared(
+def mixed(
     folder: Path, out: str, weights: tuple[str, ...] = ("0.7", "0.3"), **options: Any
 ) -> Manifest:
     for number, letters in enumerate(LETTERS):
@@ -32,14 +33,14 @@ def prepared(
         lines = [json.dumps({"text": text}) + "\n" for text in texts]
         (folder / f"{number}.jsonl").write_text("".join(lines))
     sources = (f"{folder}/{number}.jsonl:{weight}" for number, weight in enumerate(weights))
-    options = {"context_length": 8, "vocab_size": 257, "validation_fraction": 0.2} | options
-    return prepare(PrepareConfig(folder / out, tuple(sources), **options))
+    options = {"vocab_size": 257, "validation_fraction": 0.2} | options
+    return prepare(config_of(folder, *sources, out=folder / out, **options))
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mixture")
-    prepared(folder, "data")
+    mixed(folder, "data")
     return folder / "data"
 
 
@@ -98,7 +99,7 @@ def test_one_number_is_the_whole_state_on_any_number_of_processes(directory):
 
 
 def test_other_weights_are_other_data(directory, tmp_path):
-    manifest, other = load_manifest(directory), prepared(tmp_path, "data", ("1", "1"))
+    manifest, other = load_manifest(directory), mixed(tmp_path, "data", ("1", "1"))
     assert [source.weight for source in manifest.sources] == ["7/10", "3/10"]
     assert [source.weight for source in other.sources] == ["1/2", "1/2"]
     assert other.splits == manifest.splits
@@ -106,7 +107,7 @@ def test_other_weights_are_other_data(directory, tmp_path):
 
 
 def test_a_budget_is_shared_out(tmp_path):
-    manifest = prepared(tmp_path, "data", max_bytes=1000)
+    manifest = mixed(tmp_path, "data", max_bytes=1000)
     for source, share in zip(manifest.sources, (700, 300), strict=True):
         # Documents of 5, 6, 7, ... letters, up to the one that reaches the share.
         enough = next(n for n in range(60) if sum(range(5, 5 + n)) >= share)
@@ -123,13 +124,13 @@ def test_are_named_one_by_one_on_the_command_line():
 
 
 def test_are_up_to_date_one_by_one(tmp_path, capsys):
-    manifest = prepared(tmp_path, "data")
+    manifest = mixed(tmp_path, "data")
     shown = capsys.readouterr().out
     assert f"1.jsonl: {manifest.splits['train'].windows_by_source[1]} train windows for 3/10" in (
         shown
     )
     (tmp_path / "data").rename(tmp_path / "kept")
-    prepared(tmp_path, "kept")
+    mixed(tmp_path, "kept")
     shown = capsys.readouterr().out
     assert all(f"{i}.jsonl: the source has other times and the same text" in shown for i in (0, 1))
 
