@@ -66,8 +66,9 @@ class SplitManifest:
     """The training or the validation split.
 
     Consecutive windows of what is cut as one share one token. Packed documents of a source are cut
-    as one: `tokens == windows * context_length + 1 + dropped_tokens` if there is a window of one
-    source. In the paper's packing each document is: `documents - too_short` takes the place of 1.
+    as one: `tokens == windows * context_length + 1 + dropped_tokens` with one source; each further
+    source that has a window adds 1. In the paper's packing each document is cut by itself:
+    `documents - too_short` takes the place of 1.
     """
 
     documents: int
@@ -77,7 +78,8 @@ class SplitManifest:
     tokens: int
     """Tokens of all documents, end tokens included."""
     dropped_tokens: int
-    """Tokens in no window: the end of the split, or in the paper's packing of each document."""
+    """Tokens in no window: the end of each source, or in the paper's packing of each document; of
+    one document that was cut, the gap before validation too."""
     end_tokens: int | None
     """End tokens in windows, one that two windows share counted once; None: not counted."""
     windows: int
