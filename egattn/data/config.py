@@ -39,8 +39,8 @@ class PrepareConfig:
     """Field of a .jsonl, .parquet or Hugging Face record that holds the text (CodeParrot:
     `content`)."""
     suffixes: tuple[str, ...] = _SUFFIXES
-    """Endings of the files to read when the source is a directory; one that a compression's
-    follows counts too."""
+    """Endings, in any case, of the files to read when the source is a directory; one that a
+    compression's follows counts too."""
     include: tuple[str, ...] = ()
     """Patterns such as 'src/*.py', of which the path of a file below the source must match one; `*`
     matches slashes too."""

@@ -223,7 +223,7 @@ def _advice(first: float, last: float) -> str:
     """What gives both splits a document; the first and the last one are at these places."""
     fraction = math.floor(first * 1000 + 1) / 1000
     fits = "" if fraction > last else f"take validation_fraction {fraction} to have one in each, "
-    return f"{fits}add documents, or join them in one file, which is cut by position"
+    return f"{fits}add documents, or make one text of them, which is cut by position"
 
 
 def _sample(spool: Spool, shares: list[Fraction]) -> Iterator[str]:

@@ -195,7 +195,7 @@ class TestBadInput:
         (tmp_path / "corpus").mkdir()
         for number in range(3):
             (tmp_path / "corpus" / f"{number}.py").write_text(f"{number} " + "word " * 50)
-        with pytest.raises(ValueError, match="join them in one file") as error:
+        with pytest.raises(ValueError, match="or make one text of them") as error:
             prepare(config_for(tmp_path, validation_fraction=0.02))
         (share,) = re.findall(r"take validation_fraction (\S+) ", str(error.value))
         manifest = prepare(config_for(tmp_path, validation_fraction=float(share)))
