@@ -120,10 +120,17 @@ def windows_of_batch(
 
 def _order(manifest: Manifest, split: str, seed: int) -> Callable[[int], int]:
     """Window of each example of the endless sequence."""
-    stops = list(itertools.accumulate(manifest.splits[split].windows_by_source))
+    counts = manifest.splits[split].windows_by_source
+    for number, count in enumerate(counts):
+        if not count:
+            raise ValueError(f"{manifest.sources[number].source} has no {split} window")
+    # The first source's order is that of a source alone. Each has its own: texts that say the
+    # same in two languages are not to come side by side.
+    seeds = [seed, *(_seed(seed, number) for number in range(1, len(counts)))]
+    places = itertools.pairwise([0, *itertools.accumulate(counts)])
     orders = [
-        cast(Callable[[int], int], _shuffled(start, stop, seed).__getitem__)
-        for start, stop in itertools.pairwise([0, *stops])
+        cast(Callable[[int], int], _shuffled(start, stop, own).__getitem__)
+        for (start, stop), own in zip(places, seeds, strict=True)
     ]
     if len(orders) == 1:
         return orders[0]
@@ -134,6 +141,10 @@ def _order(manifest: Manifest, split: str, seed: int) -> Callable[[int], int]:
         return orders[source](example)
 
     return order
+
+
+def _seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def _shuffled(start: int, stop: int, seed: int) -> grain.MapDataset:
@@ -172,6 +183,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[Int32[np.ndarray, "batch_size tokens"], Float32[np.ndarray, " batch_size"]]]:
     """Yields every window of a split once, in the order of the files.
 
+    If not all are wanted, the first ones are taken, of several sources evenly from all of them.
+
     Args:
         directory: The prepared data.
         manifest: Its manifest, from `load_manifest`.
@@ -193,16 +206,19 @@ def evaluation_batches(
         raise ValueError(f"expected max_windows of at least 1, got {max_windows}")
     reader = _Reader(directory, manifest, split, context_length)
     count = reader.length if max_windows is None else min(reader.length, max_windows)
+    # Files of one source come in no order already.
+    stretch = reader.length if len(manifest.splits[split].windows_by_source) > 1 else count
+    rows = [index * stretch // count for index in range(count)]
     return (
-        _padded(reader, start, min(start + batch_size, count), batch_size)
+        _padded(reader, rows[start : start + batch_size], batch_size)
         for start in range(0, count, batch_size)
     )
 
 
 def _padded(
-    reader: _Reader, start: int, stop: int, batch_size: int
+    reader: _Reader, rows: list[int], batch_size: int
 ) -> tuple[Int32[np.ndarray, "batch_size tokens"], Float32[np.ndarray, " batch_size"]]:
-    tokens = reader.read(range(start, stop))
+    tokens = reader.read(rows)
     missing = batch_size - len(tokens)
     weight = np.concatenate([np.ones(len(tokens)), np.zeros(missing)]).astype(np.float32)
     return np.concatenate([tokens, np.repeat(tokens[-1:], missing, axis=0)]), weight

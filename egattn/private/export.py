@@ -123,7 +123,11 @@ def _windows(
 ) -> np.ndarray:
     """Tokens [windows, T] from the start of the validation split, as many as there are."""
     batches = evaluation_batches(
-        trained.data, manifest, batch_size=config.windows, context_length=length
+        trained.data,
+        manifest,
+        batch_size=config.windows,
+        context_length=length,
+        max_windows=config.windows,
     )
     tokens, weights = next(batches)
     return tokens[weights > 0, :-1]

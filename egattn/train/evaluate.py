@@ -65,7 +65,7 @@ class Evaluator:
 
         Args:
           state: The train state.
-          windows: Only this many windows, from the start of the split; None takes all.
+          windows: Only this many windows, see `evaluation_batches`; None takes all.
           check: Called before every batch; may raise to end the evaluation.
 
         Returns:
@@ -205,11 +205,13 @@ def unused(config: TrainConfig, manifest: Manifest) -> str:
 
 
 def _row_quantiles(config: TrainConfig, manifest: Manifest, state: TrainState, mesh: Mesh):
+    size = config.batch_size // config.accumulation
     batches = evaluation_batches(
         config.data,
         manifest,
-        batch_size=config.batch_size // config.accumulation,
+        batch_size=size,
         context_length=config.model.context_length,
+        max_windows=size,
     )
     tokens, weights = next(batches)
     variables = {"params": state.params, SPECTRAL: state.spectral}

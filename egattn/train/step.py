@@ -186,9 +186,11 @@ def batch_gradient(
     weight = penalty.weight * penalty_ramp(penalty, config.steps, state.step)
     # "sum" adds up over the batch; the other reductions are means of equal microbatches.
     share = 1.0 if penalty.reduction == "sum" else 1.0 / accumulation
-    batch_mean = None
+    batch_mean = batch_ceiling = None
     if penalty.weight > 0 and penalty.reduction == "head" and accumulation > 1:
         batch_mean = _batch_head_mean(model, state, tokens, document_end)
+        windows = tokens.reshape(-1, tokens.shape[2])
+        batch_ceiling = _ceiling(penalty, windows, document_end).mean()
 
     def objective(params, microbatch):
         ids = _segments(microbatch, document_end)
@@ -198,7 +200,10 @@ def batch_gradient(
         cost = jnp.float32(0)
         if penalty.weight > 0:
             entropy = _with_mean(features.entropy, batch_mean)
-            cost = share * _penalty(penalty, entropy, params["threshold"], ids)
+            ceiling = batch_ceiling
+            if ceiling is None:
+                ceiling = _ceiling(penalty, microbatch, document_end)
+            cost = share * _penalty(penalty, entropy, params["threshold"], ceiling)
         metrics = {
             "loss": loss,
             "penalty": cost,
@@ -264,10 +269,14 @@ def penalty_ramp(config: PenaltyConfig, steps: int, step) -> Float[Array, ""]:
     return jnp.minimum(1.0, step / (config.warmup * steps))
 
 
-def _penalty(config: PenaltyConfig, entropy, threshold, ids) -> Float[Array, ""]:
-    ceiling = max_entropy(entropy.shape[-1], causal=True, per_row=config.ceiling == "row")
-    if config.ceiling == "row" and ids is not None:
-        ceiling = ceiling[restarted_positions(ids)]
+def _ceiling(config: PenaltyConfig, tokens, document_end: int | None) -> Float[Array, "..."]:
+    """Largest entropy of each position of windows, or of all."""
+    ceiling = max_entropy(tokens.shape[1] - 1, causal=True, per_row=config.ceiling == "row")
+    ids = _segments(tokens, document_end)
+    return ceiling if ceiling.ndim == 0 or ids is None else ceiling[restarted_positions(ids)]
+
+
+def _penalty(config: PenaltyConfig, entropy, threshold, ceiling) -> Float[Array, ""]:
     return entropy_penalty(
         entropy, threshold, ceiling, config.tolerance, config.kind, config.reduction
     )

@@ -1,5 +1,6 @@
 """Several sources: each has its share of the examples, whoever asks for which part of them."""
 
+import dataclasses
 import importlib
 import json
 from fractions import Fraction
@@ -12,7 +13,15 @@ import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egattn.data import Manifest, PrepareConfig, batches, load_manifest, prepare, windows_of_batch
+from egattn.data import (
+    Manifest,
+    PrepareConfig,
+    batches,
+    evaluation_batches,
+    load_manifest,
+    prepare,
+    windows_of_batch,
+)
 from egattn.data.corpus import Spool, spool_corpus
 from egattn.data.formats import Document
 from egattn.data.prepare import _sample
@@ -96,6 +105,40 @@ def test_one_number_is_the_whole_state_on_any_number_of_processes(directory):
     parts = [taken(directory, 20, process_index=i, process_count=2) for i in range(2)]
     together = np.concatenate([part.reshape(20, 5, 9) for part in parts], axis=1)
     np.testing.assert_array_equal(together.reshape(-1, 9), whole)
+
+
+def test_an_evaluation_of_a_part_is_of_every_source(directory):
+    manifest = load_manifest(directory)
+    first, second = manifest.splits["validation"].windows_by_source
+    rows = {}
+    for most in (None, first):
+        found = evaluation_batches(
+            directory, manifest, batch_size=first, context_length=8, max_windows=most
+        )
+        rows[most] = np.concatenate([tokens[weight > 0] for tokens, weight in found])
+    windows = np.array(read_windows(directory, manifest, "validation"))
+    np.testing.assert_array_equal(rows[None], windows)
+    of_first = [letters <= set("abc") for letters in letters_of(directory, rows[first])]
+    assert len(of_first) == first
+    assert abs(sum(of_first) - first * first / (first + second)) <= 1
+
+
+def test_sources_of_one_size_have_orders_of_their_own(directory):
+    manifest = load_manifest(directory)
+    split = dataclasses.replace(manifest.splits["train"], windows_by_source=(40, 40))
+    manifest = dataclasses.replace(manifest, splits={"train": split})
+    chosen = windows_of_batch(manifest, "train", batch_size=200, seed=3, step=1)
+    orders = [[w % 40 for w in chosen if w // 40 == source][:40] for source in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(40))
+    assert orders[0] != orders[1]
+
+
+def test_a_source_without_windows_is_named(directory):
+    manifest = load_manifest(directory)
+    split = dataclasses.replace(manifest.splits["validation"], windows_by_source=(40, 0))
+    manifest = dataclasses.replace(manifest, splits={"validation": split})
+    with pytest.raises(ValueError, match=r"1\.jsonl has no validation window"):
+        windows_of_batch(manifest, "validation", batch_size=2, seed=3, step=1)
 
 
 def test_other_weights_are_other_data(directory, tmp_path):

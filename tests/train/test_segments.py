@@ -88,6 +88,16 @@ def test_a_step_is_that_of_each_document_alone():
     np.testing.assert_allclose(metrics["penalty"], cost, rtol=1e-4)
 
 
+def test_a_penalty_of_head_means_is_that_of_the_whole_batch():
+    penalty = PenaltyConfig(weight=0.1, ceiling="row", reduction="head")
+    found, tokens = [], windows()
+    for accumulation in (1, 4):
+        c, mesh = config(penalty=penalty, accumulation=accumulation), one_device()
+        run = jax.jit(functools.partial(batch_gradient, c, mesh, document_end=END))
+        found.append(run(init_state(c, mesh), device_batch(c, mesh, tokens))[2]["penalty"])
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 def test_an_evaluation_is_that_of_each_document_alone():
     c, mesh, tokens = config(init_std=0.1), one_device(), windows()
     state = init_state(c, mesh)
