@@ -121,7 +121,7 @@ def export(config: ExportConfig) -> Exported:
 def _windows(
     config: ExportConfig, trained: TrainConfig, manifest: Manifest, length: int
 ) -> np.ndarray:
-    """Tokens [windows, T] from the start of the validation split, as many as there are."""
+    """Tokens [windows, T] of the validation split, see `evaluation_batches`."""
     batches = evaluation_batches(
         trained.data,
         manifest,
