@@ -263,10 +263,10 @@ class TestPrograms:
         # The package's attribute of this name is the function.
         evaluate = importlib.import_module("egattn.train.evaluate")
         monkeypatch.setattr(evaluate, "evaluation_batches", lambda *_, **__: iter([batch]))
-        quantiles = []
+        quantiles, manifest = [], Mock(Manifest, document_end=None)
         for sizes in ((1, 1, 1), self.SIZES):
             mesh = mesh_of(sizes)
             state = init_state(config, mesh)
-            quantiles.append(evaluate._row_quantiles(config, Mock(Manifest), state, mesh))
+            quantiles.append(evaluate._row_quantiles(config, manifest, state, mesh))
         np.testing.assert_allclose(*quantiles, atol=2e-6)
         assert {share["query"] for share in shares} == {(kept, 8, 4, 4), on_each}
