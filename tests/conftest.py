@@ -74,7 +74,7 @@ def pytest_runtest_teardown():
 
 @pytest.fixture
 def optimised():
-    """What is compiled is rounded as users see it, where another library is the judge."""
+    """What is compiled is optimised as for users, where another library is the judge."""
     before = jax.config.values["jax_disable_most_optimizations"]
     # Compiled programs are found again whatever the setting.
     jax.clear_caches()
