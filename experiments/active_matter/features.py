@@ -8,7 +8,7 @@ pass. All features are continuous with their derivatives: implicit score matchin
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,26 +63,20 @@ def local_features(system: System, z: Float[Array, "2 particles dimensions"]) ->
 def flow_features(
     system: System, z: Float[Array, "2 particles dimensions"]
 ) -> Float[Array, "particles vectors dimensions"]:
-    """q_t and J_t^T g of flows without propulsion and of flows that -g drives, q_t of g's.
-
-    For v0 -> 0, v_x is v0 J^T g averaged over what passive particles would do. Propulsion tilts
-    this to the paths that may have led to the state: backward in time, -g drives them. Where
-    forces are linear J is the same on all paths, and one q_t tells the others.
-    """
+    """q_t and J_t^T g along each of the system's flows, and q_t of the flows that +-g drives."""
     x, g = z
-    speeds = [0.0] if system.exact is not None else [0.0, -system.config.speed]
-    both = jax.vmap(lambda speed: responses(system, x, g, speed))(np.asarray(speeds, x.dtype))
-    ahead = _displacements(functools.partial(_driven, system.force, system.config.speed * g), x)
-    found = jnp.concatenate([both.reshape(-1, *x.shape), jnp.stack(ahead)])
-    return found.swapaxes(0, 1)
+
+    def driven(sign):
+        return jnp.stack(_displacements(functools.partial(_driven, system, sign * g), x))
+
+    found = [responses(system, x, g), jax.vmap(driven)(jnp.array([1.0, -1.0], x.dtype))]
+    return jnp.concatenate([f.reshape(-1, *x.shape) for f in found]).swapaxes(0, 1)
 
 
-def responses(
-    system: System, x: Array, g: Array, speed: Any
-) -> Float[Array, "flows vectors particles dimensions"]:
+def responses(system: System, x: Array, g: Array) -> Float[Array, "flows vectors ..."]:
     """Along the system's own flow; for a cluster also along softer ones, which see further."""
     if system.exact is not None:
-        return _responses(system.force, x, g, speed)[None]
+        return _responses(system.force, x, g)[None]
 
     def along(push):
         strength, stiffness, start, end = push
@@ -93,36 +87,31 @@ def responses(
             period=system.period,
             fading=(start, end),
         )
-        return _responses(lambda x: force(x) - TRAP * x, x, g, speed)
+        return _responses(lambda x: force(x) - TRAP * x, x, g)
 
     return jax.vmap(along)(np.asarray(_PUSHES, x.dtype))
 
 
-def _driven(force: Force, velocity: Any, x: Array, t: Any) -> Array:
-    """A flow with propulsion, which fades."""
-    return force(x) + jnp.exp(-RATE * t) * velocity
+def _driven(system: System, g: Array, x: Array, t: Array) -> Array:
+    return system.force(x) + system.config.speed * jnp.exp(-RATE * t) * g
 
 
-def _displacements(flow: Callable, x: Array) -> list[Array]:
+def _displacements(force: Callable, x: Array) -> list[Array]:
     """q_t of a flow at the end of each leg."""
     found, place, t = [], x, 0.0
     for count, length in _LEGS:
-        place = _carried(flow, place, t, count, length)
+        place = _carried(force, place, t, count, length)
         t += count * length
         found.append(place - x)
     return found
 
 
-def _responses(
-    force: Force, x: Array, g: Array, speed: Any
-) -> Float[Array, "vectors particles dimensions"]:
+def _responses(force: Force, x: Array, g: Array) -> Float[Array, "vectors particles dimensions"]:
     """q_t and J_t^T g of one flow at the end of each leg, in turns."""
-    flow = functools.partial(_driven, force, speed * g)
-    places, pulls, t = [x], [], 0.0
+    places, pulls = [x], []
     for count, length in _LEGS:
-        leg = functools.partial(_carried, flow, t=t, count=count, length=length)
+        leg = functools.partial(_carried, lambda x, t: force(x), t=0.0, count=count, length=length)
         place, pull = jax.vjp(leg, places[-1])
-        t += count * length
         places.append(place)
         pulls.append(pull)
     # Backward once: each leg takes along what begins at its end.
@@ -132,10 +121,10 @@ def _responses(
     return jnp.stack([jnp.stack(places[1:]) - x, back], 1).reshape(-1, *x.shape)
 
 
-def _carried(flow: Callable, x: Array, t: float, count: int, length: float) -> Array:
-    """Where a flow leads to from a time t on, by Euler steps."""
+def _carried(force: Callable, x: Array, t: float, count: int, length: float) -> Array:
+    """Where a flow without noise leads to from a time t on, by Euler steps."""
 
     def step(x, index):
-        return x + length * flow(x, t + index * length), None
+        return x + length * force(x, t + index * length), None
 
     return jax.lax.scan(step, x, jnp.arange(count))[0]
