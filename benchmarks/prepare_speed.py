@@ -8,7 +8,7 @@ tokenizer is learned from the first of them beforehand. `tokenizers` gives the s
 `encode_batch_fast`, in batches of the same size, and throws the tokens away; each in a process of
 its own.
 
-Hardware: 2 CPU cores; 1 GB took 7 minutes of CPU time, the tokenizer alone 6. Expected
+Hardware: 2 CPU cores; 1 GB takes 3 minutes, the tokenizer alone 2.4. Expected
 (docs/performance.md): at least 80 % of the tokenizer's speed in CPU seconds, and a memory that
 hardly grows with the corpus.
 """
