@@ -1,11 +1,8 @@
 """Other processes: none that a test starts outlives it."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 _started: list["Process"] = []
@@ -30,21 +27,9 @@ def spawn(*words: object, python: object = sys.executable, **options: Any) -> Pr
     """
     options["env"] = {**os.environ, "PYTHONUNBUFFERED": "1", **options.get("env", {})}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
-    with _signals_are_heard():
-        process = Process([str(python), *map(str, words)], **options)
+    process = Process([str(python), *map(str, words)], **options)
     _started.append(process)
     return process
-
-
-@contextlib.contextmanager
-def _signals_are_heard() -> Iterator[None]:
-    """A shell's job in the background ignores SIGINT, and so would what it starts."""
-    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_IGN]
-    for number in ignored:
-        signal.signal(number, signal.SIG_DFL)
-    yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def kill_remaining() -> None:

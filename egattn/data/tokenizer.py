@@ -31,8 +31,7 @@ def train_tokenizer(
         The tokenizer; its end token has id 0.
     """
     tokenizer = Tokenizer(models.BPE())
-    # Ignored: the stubs of tokenizers lack the setters.
-    # The library's types have no setters for these.
+    # Ignored: the library's types have no setters for these.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
