@@ -69,12 +69,13 @@ class PrepareConfig:
         """Each source and its share of the examples, which sum up to 1."""
         if len(self.source) < 2:
             return [(self.source[0] if self.source else "python", Fraction(1))]
-        found = [_weighted(source) for source in self.source]
+        found = [weighted(source) for source in self.source]
         total = sum(weight for _, weight in found)
         return [(source, weight / total) for source, weight in found]
 
 
-def _weighted(source: str) -> tuple[str, Fraction]:
+def weighted(source: str) -> tuple[str, Fraction]:
+    """Takes A:0.7 apart; raises ValueError where there is no weight."""
     name, _, weight = source.rpartition(":")
     if not name or not re.fullmatch(r"\d*\.?\d+", weight) or not Fraction(weight):
         raise ValueError(f"expected the weight of each of several sources, A:0.7, got {source!r}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from egattn._config import local_path
 from egattn._extras import import_extra
-from egattn.data.config import PrepareConfig
+from egattn.data.config import PrepareConfig, weighted
 from egattn.data.files import Files, files_below, one_file
 from egattn.data.formats import ARCHIVES, Document, ending, read_file, text_of
 
@@ -103,9 +103,11 @@ def _some(files: Files, where: str, suffixes: tuple[str, ...]) -> Files:
 
 
 def _weight_alone(source: str) -> str:
-    name, _, weight = source.removeprefix("hf:").rpartition(":")
-    is_weighted = name and weight.replace(".", "", 1).isdecimal()
-    return "; a weight is for several sources, not for one" if is_weighted else ""
+    try:
+        weighted(source.removeprefix("hf:"))
+    except ValueError:
+        return ""
+    return "; a weight is for several sources, not for one"
 
 
 def _check_no_patterns(source: str, config: PrepareConfig) -> None:
